@@ -1,0 +1,47 @@
+# make ner    train, evaluate and try a named-entity tagger
+# make test   every check this project has
+# The first call builds .venv; nothing else has to be installed by hand.
+
+PYTHON ?= python3
+# CPU build by default. For CUDA: make setup TORCH="torch>=2.6"
+TORCH  ?= torch==2.13.0
+OUT    ?= runs/ner
+ARGS   ?=
+
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+unexport PYTHONPATH
+
+.PHONY: ner test check lab setup clean
+.DEFAULT_GOAL := ner
+
+ner: .venv/.ok
+	@fmtut ner demo --out "$(OUT)" --replace $(ARGS)
+
+test: .venv/.ok
+	@python tests/run.py test
+
+check: .venv/.ok
+	@python tests/run.py check
+
+lab: .venv/.ok
+	jupyter lab --notebook-dir=nbs
+
+setup: .venv/.ok
+
+# Debian's python3 may lack venv and refuses `pip install`; virtualenv in a folder of its own works there.
+# torch goes first and alone, so that no later requirement pulls in another build.
+.venv/.ok: settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fmtut needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv 2>/dev/null || \
+	  { rm -rf .venv && $(PYTHON) -m pip install -q --target .tools virtualenv && \
+	    PYTHONPATH=.tools $(PYTHON) -m virtualenv -q .venv; } || \
+	  { echo "cannot make a virtual environment: install python3-venv or python3-pip"; exit 1; }
+	@echo "installing into .venv (about two minutes)"
+	@python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	@python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .tools runs build dist *.egg-info .pytest_cache .ruff_cache
