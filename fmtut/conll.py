@@ -104,7 +104,7 @@ def read_row(
     cells = split_columns(line, tabbed)
     if len(cells) != width or tabbed != ("\t" in line):
         hint = "; comment lines? name their start with comment='#' (--comment '#')" if line.startswith("#") else ""
-        raise DataError(f"{len(cells)} columns where the first line has {width}{hint}")
+        raise DataError(f"{len(cells)} columns where the first line has {width}, cut at {'tabs' if tabbed else 'blanks'}{hint}")
     if width == 1 and columns.tag_column is not None:
         raise DataError("1 column; a word and a tag are needed, separated by a tab or blanks")
     try:
@@ -116,11 +116,11 @@ def read_row(
         raise DataError(f"tag {tag!r} is not O or B-, I-, E-, S-, L-, U- and a type; is tag_column= (--tag-column) right?")
     return word, tag
 
-
+# %% ../nbs/41_conll.ipynb #41b93c31
 def stream_conll(
     lines: Iterable[tuple[int, str]], # numbered lines
     name: str, # the file, for errors
-    columns: Columns = Columns(), # noqa: B008 - frozen
+    columns: Columns = Columns(), # where words and tags stand
 ) -> Iterator[Sentence]:
     "Sentences of numbered lines, one at a time. `-DOCSTART-` and `# newdoc` comments start a document."
     words, tags, document, start, width = [], [], 0, 0, None
@@ -146,10 +146,10 @@ def stream_conll(
     if words:
         yield Sentence(words, tags, document, start, name)
 
-# %% ../nbs/41_conll.ipynb #8fe48ade
+# %% ../nbs/41_conll.ipynb #666cedb7
 def read_conll(
     path: str | Path, # a file in columns
-    columns: Columns = Columns(), # noqa: B008 - frozen
+    columns: Columns = Columns(), # where words and tags stand
 ) -> list[Sentence]:
     "All sentences of a file, tags as written; `DataError` (file:line: reason) if it cannot be read or holds none."
     with open_binary(path) as stream:
@@ -158,7 +158,7 @@ def read_conll(
         raise DataError(f"{path}: 0 sentences; one word a line with its tag in the last column is expected")
     return sentences
 
-# %% ../nbs/41_conll.ipynb #f99ed9c9
+# %% ../nbs/41_conll.ipynb #8f781523
 def write_conll(
     path: str | Path, # replaced if it exists
     sentences: Iterable[Sentence], # documents become -DOCSTART- lines
@@ -174,7 +174,7 @@ def write_conll(
         text.append("".join(f"{w}\t{t}\n" for w, t in zip(sentence.words, sentence.tags)) + "\n")
     Path(path).write_text("".join(text), encoding="utf-8", newline="")
 
-# %% ../nbs/41_conll.ipynb #3ebb1b76
+# %% ../nbs/41_conll.ipynb #4b8b6f3c
 def spans(tags: list[str]) -> list[tuple[str, int, int]]: # of one sentence, in any scheme
     "Entities (type, first word, end word), end exclusive, by the rule of conlleval (Tjong Kim Sang, De Meulder 2003)."
     entities, before, before_type = [], "O", ""
@@ -188,7 +188,7 @@ def spans(tags: list[str]) -> list[tuple[str, int, int]]: # of one sentence, in 
         before, before_type = letter, entity_type
     return [tuple(entity) for entity in entities]
 
-# %% ../nbs/41_conll.ipynb #3330a9d7
+# %% ../nbs/41_conll.ipynb #a3b971da
 def write_tags(
     entities: list[tuple[str, int, int]], # not overlapping, in order
     length: int, # number of words
@@ -227,7 +227,7 @@ def to_iob1(tags: list[str]) -> list[str]: # in any scheme
             written[start] = f"B-{entity_type}"
     return written
 
-# %% ../nbs/41_conll.ipynb #9322ed24
+# %% ../nbs/41_conll.ipynb #289e4529
 def find_scheme(sentences: Iterable[Sentence]) -> str: # tags as written
     "IOB1, IOB2, BIOES, BILOU or ill-formed IOB, told from the letters and what a conversion leaves unchanged."
     used = [sentence.tags for sentence in sentences]
@@ -249,7 +249,7 @@ def normalise(
     print(f"{name}: {len(sentences):,} sentences, {find_scheme(sentences)}, {changed:,} tags changed to IOB2")
     return converted
 
-# %% ../nbs/41_conll.ipynb #c9db6912
+# %% ../nbs/41_conll.ipynb #0e93432d
 ABBREVIATIONS = set("""Mr Mrs Ms Dr Prof Sen Rep Gov Gen Col Capt Lt Sgt Rev Hon St Mt Ft Jr Sr Inc Corp Co Ltd Bros No vs etc
     Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Wed Thu Fri Sat Sun Ave Blvd Rd Dept Univ Assn approx est""".split())
 URL = r"(?:https?://|www\.)\S+"
@@ -271,7 +271,7 @@ def keeps_stop(word: str, last: bool) -> bool: # a word with a final stop; is it
     abbreviation = word[:-1] in ABBREVIATIONS or len(word) == 2 and word[0].isupper()
     return bool(DOTTED.fullmatch(word)) or abbreviation and not last
 
-# %% ../nbs/41_conll.ipynb #0bc25241
+# %% ../nbs/41_conll.ipynb #f867d6f1
 def peel_start(piece: str) -> int: # not empty, without white space
     "Length of the word to peel: dots, one sign; 0 for a number's sign, a @name, a URL, a lone 's."
     if KEEP_START.match(piece):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HUB', 'ENTITY_COLORS', 'raises', 'seed_everything', 'best_device', 'can_connect', 'offline_if_unreachable', 'Finding',
-           'check_python', 'check_package', 'check_packages', 'check_device', 'check_folder', 'check_network', 'doctor',
-           'plot_style']
+           'check_python', 'check_package', 'check_packages', 'main_memory', 'check_device', 'check_write_access',
+           'check_network', 'doctor', 'plot_style']
 
 # %% ../nbs/00_environment.ipynb #84dff445
 import importlib.metadata
@@ -96,7 +96,7 @@ class Finding(NamedTuple):
     wanted: str
     cure: str = ""
 
-# %% ../nbs/00_environment.ipynb #94ce5e02
+# %% ../nbs/00_environment.ipynb #ac318e18
 def check_python() -> Finding: # found version against the oldest that is supported
     "The running Python against 3.11, the oldest that fmtut supports."
     ok = sys.version_info >= (3, 11)
@@ -118,7 +118,7 @@ def check_package(
     ok = wanted.specifier.contains(found, prereleases=True)
     return Finding(wanted.name, found, str(wanted.specifier) or "any", "" if ok else cure)
 
-# %% ../nbs/00_environment.ipynb #26523199
+# %% ../nbs/00_environment.ipynb #e367c79f
 def check_packages() -> list[Finding]:
     "One finding for each runtime requirement of fmtut."
     try:
@@ -130,7 +130,15 @@ def check_packages() -> list[Finding]:
     except ImportError: # packaging comes with transformers and matplotlib
         return [Finding("packaging", "missing", "any", "pip install packaging")]
 
-# %% ../nbs/00_environment.ipynb #8c39ba75
+# %% ../nbs/00_environment.ipynb #1a0116a1
+def main_memory() -> str: # as "24 GB"; Windows does not tell
+    "The machine's memory in GB, or what stands for it where the system does not say."
+    try:
+        return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB"
+    except (AttributeError, ValueError, OSError):
+        return "memory unknown"
+
+# %% ../nbs/00_environment.ipynb #cd883076
 def check_device() -> Finding:
     "The device that training will use, and its memory in GB; a failing row where torch is missing."
     try:
@@ -138,14 +146,14 @@ def check_device() -> Finding:
     except ImportError:
         return Finding("device", "torch is missing", "torch", 'pip install "torch>=2.6"')
     if device == "cpu":
-        return Finding("device", f"cpu, {os.cpu_count()} cores", "cpu or cuda")
+        return Finding("device", f"cpu, {os.cpu_count()} cores, {main_memory()}", "cpu or cuda")
     import torch
 
     gpu = torch.cuda.get_device_properties(0)
     return Finding("device", f"cuda, {gpu.name}, {gpu.total_memory / 1e9:.0f} GB", "cpu or cuda")
 
 
-def check_folder(
+def check_write_access(
     folder: str | Path = ".", # where results will be written
 ) -> Finding:
     "Can files be written here, and is there 1 GB of room for a model and its checkpoints?"
@@ -164,17 +172,17 @@ def check_network() -> Finding: # never a failure: everything here works offline
     found = "hub reachable" if offline_if_unreachable() else "offline: local models only"
     return Finding("network", found, "optional")
 
-# %% ../nbs/00_environment.ipynb #1a0116a1
+# %% ../nbs/00_environment.ipynb #e6030c7f
 def doctor() -> bool: # True if nothing is wrong
     "Prints one row for each thing that can be wrong on this machine, and the cure where it is."
-    rows = [check_python(), *check_packages(), check_device(), check_folder(), check_network()]
+    rows = [check_python(), *check_packages(), check_device(), check_write_access(), check_network()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths))
         print(("FAIL  " if row.cure else "ok    ") + cells.rstrip() + (f"  cure: {row.cure}" if row.cure else ""))
     return not any(row.cure for row in rows)
 
-# %% ../nbs/00_environment.ipynb #9cbf2558
+# %% ../nbs/00_environment.ipynb #16a6f36c
 ENTITY_COLORS = {"PER": "#0072B2", "ORG": "#D55E00", "LOC": "#009E73", "MISC": "#CC79A7"}
 
 

@@ -1,0 +1,261 @@
+"The command line as a user meets it: help, exit codes, streams, and what the files hold."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import BytesIO, TextIOWrapper
+
+import pytest
+
+from fmtut.conll import read_conll
+
+COMMANDS = [[], ["ner"], ["ner", "train"], ["ner", "evaluate"], ["ner", "predict"], ["ner", "inspect"], ["ner", "demo"], ["doctor"]]
+
+
+def process(*arguments, **options):
+    "The command in a process of its own."
+    return subprocess.Popen([sys.executable, "-m", "fmtut", *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(fmtut, command):
+    code, out, err = fmtut(*command, "--help")
+    assert code == 0 and not err and "usage: fmtut" in out
+    if command:
+        assert "fmtut " + " ".join(command) in out
+    if len(command) == 2:
+        assert "example:" in out
+
+
+def test_recipe_is_the_one_list_of_flags(fmtut):
+    import dataclasses
+
+    from fmtut.training import Recipe
+
+    _, out, _ = fmtut("ner", "train", "--help")
+    for field in dataclasses.fields(Recipe):
+        assert f"--{field.name.replace('_', '-')} " in out
+        assert field.metadata["help"].split()[0] in out
+
+
+def test_version(fmtut):
+    import fmtut as package
+
+    assert fmtut("--version")[:2] == (0, f"fmtut {package.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["ner"], ["fly"], ["ner", "fly"], ["ner", "train"], ["ner", "predict", "--model", "x"], ["--fly"]], ids=" ".join)
+def test_usage_errors(fmtut, arguments):
+    code, out, err = fmtut(*arguments)
+    assert code == 2 and not out and "usage: fmtut" in err
+
+
+def test_files_that_go_together(fmtut, corpus, tmp_path):
+    for arguments, text in [(["--train", corpus], "--train and --dev go together"), (["--dev", corpus], "--train and --dev go together"),
+                            (["--test", corpus], "--test needs --train and --dev")]:
+        code, _, err = fmtut("ner", "train", *arguments, "--out", tmp_path / "out")
+        assert code == 2 and text in err
+
+
+def test_train_evaluate_predict_round(fmtut, corpus, tmp_path):
+    "One round on a tiny file: the folder, the reports, and seqeval on the written tags agree."
+    from seqeval.metrics import f1_score
+
+    out = tmp_path / "tagger"
+    arguments = ["ner", "train", "--train", corpus, "--dev", corpus, "--test", corpus, "--out", out, "--epochs", 20, "--patience", 20]
+    code, printed, err = fmtut(*arguments)
+    assert code == 0, err
+    assert "epoch 20/20" in printed and "fmtut ner predict --model" in printed
+    assert {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "report.json", "history.json"} <= {p.name for p in out.iterdir()}
+    report, history = json.loads((out / "report.json").read_text()), json.loads((out / "history.json").read_text())
+    assert set(report) == {"dev", "test"} and len(history["epochs"]) == 20
+    assert json.loads((out / "recipe.json").read_text())["epochs"] == 20
+
+    code, printed, err = fmtut("ner", "evaluate", "--model", out, "--data", corpus, "--json", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert code == 0 and scores == report["test"] and "strict IOB2: micro f1" in printed and "accuracy" in printed
+    assert set(scores) == {"entity", "strict", "word", "sentences", "words"} and scores["sentences"] == 2 and scores["words"] == 11
+    assert set(scores["entity"]) == {"micro", "macro", "weighted", "types"} and set(scores["word"]) == {"accuracy", "tags"}
+    assert set(scores["entity"]["micro"]) == {"precision", "recall", "f1", "support"} and "O" in scores["word"]["tags"]
+
+    code, printed, _ = fmtut("ner", "predict", "--model", out, "--input", corpus, "--input-format", "conll")
+    (tmp_path / "predicted.conll").write_text(printed)
+    gold, predicted = read_conll(corpus), read_conll(tmp_path / "predicted.conll")
+    assert [s.words for s in gold] == [s.words for s in predicted]
+    assert f1_score([s.tags for s in gold], [s.tags for s in predicted]) == pytest.approx(scores["entity"]["micro"]["f1"])
+    assert scores["entity"]["micro"]["f1"] == 1.0 # two sentences, twenty epochs: it must know them by heart
+
+    again = tmp_path / "again" # the same command, the same weights
+    assert fmtut(*arguments[:8], "--out", again, *arguments[10:])[0] == 0
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert fmtut(*arguments, "--overwrite")[0] == 0
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_predict_formats(fmtut, model_dir, tmp_path):
+    text = tmp_path / "in.txt"
+    text.write_text("Ana flew to Lund.\n\nJosé won.", encoding="utf-8")
+    code, out, _ = fmtut("ner", "predict", "--model", model_dir, "--input", text)
+    blocks = out.split("\n\n")
+    assert code == 0 and blocks[0].split("\n")[0].split("\t")[0] == "Ana" and all(len(line.split("\t")) == 2 for line in blocks[0].split("\n"))
+    code, out, _ = fmtut("ner", "predict", "--model", model_dir, "--input", text, "--format", "json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["text"] for row in rows] == ["Ana flew to Lund.", "", "José won."] # one object a line, empty lines too
+    assert set(rows[0]) == {"text", "words", "tags", "entities"} and rows[0]["words"] == ["Ana", "flew", "to", "Lund", "."]
+    for row in rows:
+        for entity in row["entities"]:
+            assert row["text"][entity["start"]:entity["end"]] == entity["text"]
+            assert set(entity) == {"type", "text", "start_word", "end_word", "start", "end", "confidence"}
+    code, out, _ = fmtut("ner", "predict", "--model", model_dir, "--input", text, "--format", "color")
+    assert code == 0 and len(out.splitlines()) == 3
+
+
+def test_color_marks_entities():
+    from fmtut.cli import color
+    from fmtut.ner import Entity, Tagged
+
+    result = Tagged("Ana ran", ["Ana", "ran"], ["B-PER", "O"], [Entity("PER", "Ana", 0, 1, 0, 3, 0.9)])
+    assert color(result, codes=False) == "[Ana PER] ran"
+    assert color(result) == "\033[1;34mAna\033[0;34m PER\033[0m ran"
+
+
+def test_predict_reads_standard_input_and_nothing_is_nothing(fmtut, model_dir, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"Ana ran.\r\n")))
+    code, out, _ = fmtut("ner", "predict", "--model", model_dir, "--input", "-", "--format", "json")
+    assert code == 0 and json.loads(out)["text"] == "Ana ran."
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"")))
+    assert fmtut("ner", "predict", "--model", model_dir, "--input", "-")[:2] == (0, "")
+
+
+def test_predict_names_the_bad_line_of_a_text(fmtut, model_dir, tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"good\nb\xe4d\n")
+    code, _, err = fmtut("ner", "predict", "--model", model_dir, "--input", tmp_path / "in.txt")
+    assert code == 1 and "in.txt:2: byte 6 is not utf-8" in err
+    assert fmtut("ner", "predict", "--model", model_dir, "--input", tmp_path / "in.txt", "--encoding", "latin-1")[0] == 0
+
+
+def test_predict_streams(fmtut, model_dir, monkeypatch):
+    "An endless input: output must come long before the input ends, and little may be read ahead."
+    import fmtut.ner as ner
+
+    class Endless(BytesIO):
+        read_lines = 0
+        def __iter__(self): return self
+        def __next__(self):
+            self.read_lines += 1
+            if self.read_lines > 2_000:
+                raise KeyboardInterrupt
+            return b"Ana ran .\n"
+
+    source, lead = Endless(), []
+    monkeypatch.setattr(sys, "stdin", type("In", (), {"buffer": source}))
+    tag = ner.Tagger.__call__
+    monkeypatch.setattr(ner.Tagger, "__call__", lambda self, inputs: lead.append(source.read_lines) or tag(self, inputs[:1]) * len(inputs))
+    code, out, err = fmtut("ner", "predict", "--model", model_dir, "--input", "-", "--format", "json")
+    assert code == 130 and "interrupted" in err
+    assert len(lead) > 10 and all(read <= 129 * (number + 1) for number, read in enumerate(lead))
+
+
+def test_inspect(fmtut, corpus, tmp_path):
+    other = tmp_path / "dev.conll"
+    other.write_text(corpus.read_text() + "\nAna\tI-PER\n\u200b\tO\n")
+    code, out, _ = fmtut("ner", "inspect", "--train", corpus, "--dev", other)
+    assert code == 0
+    for line in ["scheme                 IOB2", "scheme                 ill-formed IOB", "entities               ORG 2, PER 1, LOC 1",
+                 "ill-formed tags        1", "words without a piece  1", "2 of 3 sentences stand word for word in train; 20.0% of its mentions"]:
+        assert line in out, out
+
+
+def test_real_files_are_read_as_they_lie(fmtut, shared):
+    layouts = {"wnut17/dev.conll": [], "wikiann_en/dev.conll": ["--strip-prefix", "en:"],
+               "uner_ewt/dev.iob2": ["--word-column", 1, "--tag-column", 2, "--comment", "#"]}
+    expected = {"wnut17/dev.conll": "1,009", "wikiann_en/dev.conll": "10,000", "uner_ewt/dev.iob2": "2,001"}
+    for name, layout in layouts.items():
+        code, out, err = fmtut("ner", "inspect", "--train", shared / name, *layout)
+        assert code == 0 and f"sentences              {expected[name]}\n" in out, err
+
+
+# --- what only a process of its own shows --------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ctrl_c_gives_130_and_leaves_nothing(corpus, tmp_path):
+    out = tmp_path / "out"
+    child = process("ner", "train", "--train", corpus, "--dev", corpus, "--out", out, "--epochs", 100_000, "--patience", 100_000)
+    for line in child.stdout:
+        if line.startswith(b"epoch 2/"):
+            break
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and b"interrupted" in err and b"Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_kill_in_training_leaves_the_old_model(corpus, model_dir, tmp_path):
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(model_dir, out)
+    before = (out / "model.safetensors").read_bytes()
+    child = process("ner", "train", "--train", corpus, "--dev", corpus, "--out", out, "--overwrite", "--epochs", 100_000, "--patience", 100_000)
+    for line in child.stdout:
+        if line.startswith(b"epoch 2/"):
+            break
+    child.kill()
+    child.communicate()
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_closed_pipe_and_plain_locale(model_dir, tmp_path):
+    "`| head` must not print a traceback; LANG=C must not break names."
+    text = tmp_path / "in.txt"
+    text.write_text("José won in Århus.\n" * 3000, encoding="utf-8")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))} | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    child = process("ner", "predict", "--model", model_dir, "--input", text, env=plain)
+    assert child.stdout.readline().decode().startswith("José\t")
+    child.stdout.close()
+    err = child.stderr.read()
+    assert child.wait(60) == 1 and err == b""
+
+
+@pytest.mark.slow
+def test_closed_standard_output(model_dir, corpus):
+    code = subprocess.run(f'"{sys.executable}" -m fmtut ner predict --model "{model_dir}" --input "{corpus}" >&-', shell=True, stderr=subprocess.PIPE)
+    assert code.returncode == 0 and code.stderr == b""
+
+
+@pytest.mark.slow
+def test_debug_shows_the_traceback(tmp_path):
+    child = process("ner", "inspect", "--train", tmp_path / "none", "--debug")
+    _, err = child.communicate()
+    assert child.returncode == 1 and b"Traceback" in err and b"DataError" in err
+
+
+@pytest.mark.slow
+def test_progress_bar_on_a_terminal(corpus, tmp_path):
+    "A bar with loss, tokens per second and time left is drawn where standard error is a terminal."
+    pexpect = pytest.importorskip("pexpect")
+    child = pexpect.spawn(sys.executable, ["-m", "fmtut", "ner", "train", "--train", str(corpus), "--dev", str(corpus),
+                                           "--out", str(tmp_path / "out"), "--epochs", "300"], timeout=120, dimensions=(24, 120))
+    child.expect(r"\d+/300 \[\d+:\d+<\d+:\d+, .*loss \d\.\d+, [\d,]+ tokens/s")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_scores_that_cannot_be_written(fmtut, corpus, model_dir, tmp_path):
+    code, out, err = fmtut("ner", "evaluate", "--model", model_dir, "--data", corpus, "--json", tmp_path / "none" / "scores.json")
+    assert code == 1 and "scores.json: cannot be written (No such file or directory)" in err and "micro average" in out
+
+
+def test_help_is_fast():
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "fmtut", "--help"], capture_output=True, check=True)
+    assert time.perf_counter() - start < 2 # no torch

@@ -1,0 +1,83 @@
+"What README.md shows is run: every command but `make test`, and the Python example, in its order."
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    "The fenced blocks of one language."
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    "Every command line of the shell blocks, comments removed."
+    lines = [re.sub(r"\s+# .*", "", line).strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def targets():
+    "What the Makefile can make."
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_two_commands_come_first():
+    made = [line for line in commands() if line.startswith("make")]
+    assert made[:2] == ["make ner", "make test"]
+    assert {line.split()[1] for line in made} <= targets()
+
+
+def test_files_and_chapters_that_it_names_exist():
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for number, name in re.findall(r"\b(\d\d) ([a-z_]+)\b(?=[^|]*\|)", README):
+        if list((ROOT / "nbs").glob(f"{number}_*.ipynb")):
+            assert (ROOT / "nbs" / f"{number}_{name}.ipynb").exists(), (number, name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A folder to run the commands in, with the small files that they name."
+    folder = tmp_path_factory.mktemp("readme")
+    text = "Ana\tB-PER\nOkafor\tI-PER\nflew\tO\nto\tO\nLund\tB-LOC\n.\tO\n\nRovers\tB-ORG\nwon\tO\n.\tO\n"
+    for name in "train.conll", "dev.conll", "test.conll":
+        (folder / name).write_text(text)
+    (folder / "news.txt").write_text("Ana Okafor flew to Lund.\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_command_runs(folder):
+    """The example of `make ner` goes first and leaves runs/ner; `make ner` itself runs with few sentences and one epoch."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    ready = (ROOT / ".venv" / ".ok").exists()
+    for line in commands():
+        if line.startswith(("git clone", "cd ", "pip install", "make test", "make lab", "make setup")):
+            continue # a clone of this tree is what is being tested; setup has happened
+        if line == "make ner":
+            if not ready or not shutil.which("make"): # not inside the project's own environment
+                line = f'fmtut ner demo --out "{folder}/runs/ner" --sentences 100 --epochs 1'
+            else:
+                line = f'make -s -C "{ROOT}" ner OUT="{folder}/runs/ner" ARGS="--sentences 100 --epochs 1"'
+        if line.startswith("fmtut ner train"):
+            line += " --epochs 1"
+        done = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert (folder / "runs" / "ner" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_python_example_runs(folder):
+    example, = blocks("python")
+    assert len(example.strip().splitlines()) == 5
+    assert (folder / "runs" / "ner").exists(), "test_every_command_runs comes first"
+    done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
