@@ -16,7 +16,7 @@ unexport PYTHONPATH
 .DEFAULT_GOAL := ner
 
 ner: .venv/.ok
-	@fmtut ner demo --out "$(OUT)" --replace $(ARGS)
+	@fmtut ner demo --out "$(OUT)" $(ARGS)
 
 test: .venv/.ok
 	@python tests/run.py test
