@@ -171,6 +171,9 @@ def check_out(path, marker, hint):
         raise RunError(f"{path}: is a file; name a folder for --out")
     if folder.exists() and any(folder.iterdir()) and not (marker and (folder / marker).exists()):
         raise RunError(f"{path}: exists and is not empty; {hint}")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK): # found out now, not after an hour of training
+        raise RunError(f"{path}: {above} is no folder that can be written; choose another --out")
 
 
 def color(result, codes=True):

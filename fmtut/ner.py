@@ -246,7 +246,7 @@ class Tagged:
 
 # %% ../nbs/47_ner.ipynb #ea9d20b5
 class Tagger:
-    "Finds names in text with a saved model."
+    "Finds names in text with a saved model that was trained on IOB2 tags."
 
     def __init__(
         self,

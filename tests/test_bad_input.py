@@ -144,6 +144,8 @@ def test_out_is_a_file(fmtut, corpus, tmp_path):
     (tmp_path / "f").write_text("x")
     code, _, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", tmp_path / "f")
     assert code == 1 and "is a file; name a folder" in err
+    code, out, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", tmp_path / "f" / "below")
+    assert code == 1 and "is no folder that can be written; choose another --out" in err and "epoch" not in out
 
 
 def test_failure_in_mid_training_leaves_the_old_model_whole(fmtut, old_model, corpus, monkeypatch):
