@@ -25,7 +25,7 @@ check: .venv/.ok
 	@python tests/run.py check
 
 lab: .venv/.ok
-	jupyter lab --notebook-dir=nbs
+	jupyter lab --notebook-dir=nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 setup: .venv/.ok
 

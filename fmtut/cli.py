@@ -187,6 +187,12 @@ def color(result, codes=True):
     return "".join(parts) + result.text[end:]
 
 
+def program():
+    "How to call this command from here: its path where it lies below the current folder, as in .venv/bin."
+    path = Path(sys.argv[0]).absolute()
+    return path.relative_to(Path.cwd()).as_posix() if path.name == "fmtut" and path.is_relative_to(Path.cwd()) else "fmtut"
+
+
 def write_json(path, content):
     "Writes beside and renames, so that an earlier file is never half replaced."
     path = Path(path).expanduser()
@@ -231,7 +237,7 @@ def ner_train(args):
     scores = train_to_folder(model.to(device), tokenizer, splits, recipe, args.out)
     for name, score in scores.items():
         print(f"\n{name}\n{format_report(score)}")
-    print(f"model, report.json and history.json are in {args.out}\ntag a text: fmtut ner predict --model {args.out} --input FILE")
+    print(f"model, report.json and history.json are in {args.out}\ntag a text: {program()} ner predict --model {args.out} --input FILE")
 
 
 def ner_evaluate(args):
@@ -322,7 +328,7 @@ def ner_demo(args):
     for result in tagger(fresh):
         print(" ", color(result, codes=sys.stdout.isatty()))
     print(f"\nmodel, report.json and history.json are in {args.out}\ntag your own text:\n"
-          f'  echo "Your sentence." | fmtut ner predict --model {args.out} --input - --format color')
+          f'  echo "Your sentence." | {program()} ner predict --model {args.out} --input - --format color')
 
 
 # --- errors ------------------------------------------------------------------------------------

@@ -31,10 +31,10 @@ def environment(**more: str) -> dict[str, str]:
     return inherited | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PATH": path} | more
 
 
-def run(*command: str, folder: Path = ROOT, seconds: float = 120, capture: bool = True, **more: str) -> tuple[int, str]:
+def run(*command: str, folder: Path | None = None, seconds: float = 120, capture: bool = True, **more: str) -> tuple[int, str]:
     "Exit code and output; a child that takes too long is ended with all its own children, code 124."
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if capture else {}
-    child = subprocess.Popen(command, cwd=folder, env=environment(**more), text=True, errors="replace",
+    child = subprocess.Popen(command, cwd=folder or ROOT, env=environment(**more), text=True, errors="replace",
                              stdin=subprocess.DEVNULL, start_new_session=True, **pipes)
     running.add(child)
     try:

@@ -115,6 +115,16 @@ def test_predict_formats(fmtut, model_dir, tmp_path):
     assert code == 0 and len(out.splitlines()) == 3
 
 
+def test_program_is_called_as_it_can_be(monkeypatch, tmp_path):
+    from fmtut.cli import program
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / ".venv" / "bin" / "fmtut")])
+    assert program() == ".venv/bin/fmtut"
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/fmtut"])
+    assert program() == "fmtut"
+
+
 def test_color_marks_entities():
     from fmtut.cli import color
     from fmtut.ner import Entity, Tagged
