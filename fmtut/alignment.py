@@ -121,6 +121,7 @@ def describe(
         "words": sum(len(sentence.words) for sentence in sentences),
         "entities": dict(types.most_common()),
         "words per sentence": spread([len(sentence.words) for sentence in sentences]),
+        "pieces per word": spread([len(word) for words in pieces for word in words]),
         "pieces per sentence": spread([sum(max(1, len(word)) for word in words) for words in pieces]),
         "ill-formed tags": sum(old[0] in "Ii" and new[0] == "B" for s in sentences for old, new in zip(s.tags, to_iob2(s.tags))),
         "words without a piece": sum(not word for words in pieces for word in words),

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import os
 import sys
-from itertools import islice
+from fnmatch import fnmatch
+from itertools import combinations, islice
 from pathlib import Path
 
 from fmtut import __version__
@@ -19,6 +20,8 @@ EPILOG = """examples:
   echo "Ana Okafor flew to Lund." | fmtut ner predict --model my-tagger --input - --format color
   fmtut ner inspect --train train.conll --dev dev.conll
 """
+OURS = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "special_tokens_map.json", "vocab.txt",
+        "recipe.json", "report.json", "history.json", "demo.json"] # what a model folder holds
 COLORS = {"PER": 34, "ORG": 31, "LOC": 32, "MISC": 35}
 
 
@@ -110,7 +113,7 @@ def add_ner(commands, argv):
     evaluate.add_argument("--json", metavar="OUT", help="also write the scores to this file")
     predict = command(commands, "predict", ner_predict, "tag text or sentences, as a stream",
                       "fmtut ner predict --model my-tagger --input news.txt --format json > news.jsonl")
-    predict.add_argument("--input", metavar="FILE", required=True, help="what to tag; - is standard input")
+    predict.add_argument("--input", metavar="FILE", required=True, help="what to tag; - is standard input; answered in portions of 128 lines, on a terminal line by line")
     predict.add_argument("--input-format", choices=["text", "conll"], default="text",
                          help="text: a sentence a line; conll: a word a line (default text)")
     predict.add_argument("--format", choices=["conll", "json", "color"], default="conll",
@@ -123,7 +126,7 @@ def add_ner(commands, argv):
         inspect.add_argument(f"--{split}", metavar="FILE", required=split == "train", help=f"the {split} sentences")
     demo = command(commands, "demo", ner_demo, "train on the built-in news and show what came out", "fmtut ner demo --out runs/ner")
     demo.add_argument("--out", metavar="DIR", required=True, help="folder that the demo owns; an earlier demo there is replaced")
-    demo.add_argument("--sentences", type=int, default=5000, metavar="N", help="sentences to train on (default 5000, all of them)")
+    demo.add_argument("--sentences", type=int, default=5000, metavar="N", help="sentences to train on, from 50 to 5000 (default 5000)")
     for parser in train, evaluate, predict, inspect:
         add_columns(parser)
     for parser in train, evaluate, predict, demo:
@@ -164,16 +167,24 @@ def recipe_from(args, base):
         raise UsageError(f"--{str(error).replace('_', '-')}") from None
 
 
-def check_out(path, marker, hint):
-    "`RunError` unless the folder is new, empty, or holds `marker`, the sign that we wrote it."
-    folder = Path(path).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{path}: is a file; name a folder for --out")
-    if folder.exists() and any(folder.iterdir()) and not (marker and (folder / marker).exists()):
+def check_out(path, replace, hint):
+    "`RunError` unless the folder is new, empty, or, with `replace`, holds nothing but what a run of ours has written."
+    from fmtut.weights import check_place
+
+    place = check_place(path)
+    names = sorted(file.name for file in place.iterdir()) if place.exists() else []
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in OURS)]
+    if foreign and replace:
+        raise RunError(f"{path}: holds {foreign[0]}, which no run of ours has written; name another folder")
+    if names and not replace:
         raise RunError(f"{path}: exists and is not empty; {hint}")
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK): # found out now, not after an hour of training
-        raise RunError(f"{path}: {above} is no folder that can be written; choose another --out")
+
+
+def check_file(path):
+    "`RunError` unless a file can be written there."
+    place = Path(path).expanduser()
+    if not str(path) or place.is_dir() or not place.absolute().parent.is_dir():
+        raise RunError(f"{path or repr(path)}: no file can be written there; name a file in an existing folder")
 
 
 def color(result, codes=True):
@@ -194,14 +205,17 @@ def program():
 
 
 def write_json(path, content):
-    "Writes beside and renames, so that an earlier file is never half replaced."
-    path = Path(path).expanduser()
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    "Writes beside and renames, so that an earlier file is never half replaced; a device or a pipe is written to."
+    path, text = Path(path).expanduser().resolve(), json.dumps(content, indent=1) + "\n"
+    regular = not path.exists() or path.is_file()
+    fresh = path.with_name(f".{path.name}.{os.getpid()}") if regular else path
     try:
-        fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        fresh.write_text(text, encoding="utf-8")
+        if regular:
+            fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
+        if regular:
+            fresh.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -221,8 +235,7 @@ def ner_train(args):
         raise UsageError("--train and --dev go together: dev decides which epoch is kept")
     if args.test and not args.train:
         raise UsageError("--test needs --train and --dev; without files the built-in news is used")
-    check_out(args.out, "recipe.json" if args.overwrite else None,
-              "it holds no model of ours, so name another folder" if args.overwrite else "name another folder, or give --overwrite")
+    check_out(args.out, args.overwrite, "name another folder, or give --overwrite")
     from fmtut.evaluation import format_report
     from fmtut.ner import FROM_SCRATCH, load_model, small_bert, train_to_folder
     from fmtut.newswire import load_newswire
@@ -245,12 +258,14 @@ def ner_evaluate(args):
     from fmtut.evaluation import format_report
     from fmtut.ner import evaluate, load_model
 
+    if args.json is not None:
+        check_file(args.json)
     device = choose_device(args)
     sentences = read(args, "data")
     model, tokenizer = load_model(args.model)
     scores = evaluate(model.to(device), tokenizer, sentences, args.data)
     print(format_report(scores))
-    if args.json:
+    if args.json is not None:
         write_json(args.json, scores)
 
 
@@ -293,17 +308,17 @@ def ner_inspect(args):
                 value = ", ".join(f"{k} {v:,.1f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in value.items()) or "none"
             print(f"  {key:22} {value if isinstance(value, str) else format(value, ',')}")
     print(f"\npieces are those of a WordPiece vocabulary of {len(tokenizer):,} trained on the train file")
-    for name in list(splits)[1:]:
-        leaks, share = find_leaks(splits["train"], splits[name]), seen_share(splits["train"], splits[name])
-        print(f"{name}: {len(leaks):,} of {len(splits[name]):,} sentences stand word for word in train; "
-              f"{1 - share:.1%} of its mentions do not occur in train")
+    for first, second in combinations(splits, 2):
+        leaks = find_leaks(splits[first], splits[second])
+        print(f"{second}: {len(leaks):,} of {len(splits[second]):,} sentences stand word for word in {first}; "
+              f"{1 - seen_share(splits[first], splits[second]):.1%} of its mentions do not occur there")
 
 
 def ner_demo(args):
     "`make ner`: the whole road on the built-in news."
-    if args.sentences < 1:
-        raise UsageError(f"--sentences is {args.sentences}; give at least 1")
-    check_out(args.out, "demo.json", "the demo replaces only what an earlier demo wrote; name another folder")
+    if not 50 <= args.sentences <= 5000:
+        raise UsageError(f"--sentences is {args.sentences}; give from 50, so that each type occurs, to 5000, which are all")
+    check_out(args.out, (Path(args.out).expanduser() / "demo.json").exists(), "the demo replaces only what an earlier demo wrote; name another folder")
     from fmtut.evaluation import entity_report, format_report, format_rows
     from fmtut.ner import FROM_SCRATCH, Tagger, evaluate, small_bert, train_to_folder
     from fmtut.newswire import dictionary_tagger, generate, linear_tagger, load_newswire

@@ -75,6 +75,8 @@ def entity_report(
     if read is None:
         raise ValueError(f"mode is {mode!r}; give 'default' or 'strict'")
     check_pairs(true_tags, predicted_tags)
+    if mode == "strict" and {tag[0] for tags in [*true_tags, *predicted_tags] for tag in tags} - set("OBI"):
+        raise DataError("strict mode reads IOB2 alone; convert with to_iob2 first")
     correct, predicted, gold = Counter(), Counter(), Counter()
     for true, guess in zip(true_tags, predicted_tags):
         true_entities, guessed = set(read(true)), set(read(guess))

@@ -18,13 +18,13 @@ from torch import nn
 from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast
 
 from .alignment import encode_sentence, merge_windows, word_pieces
-from .batching import TokenDataset, pad, sorted_batches, training_batches
-from .conll import TAG, DataError, Sentence, normalise, spans, split_words
+from .batching import TokenDataset, pad, sorted_batches, to_device, training_batches
+from .conll import DataError, Sentence, normalise, spans, split_words
 from .decoding import viterbi_decode
 from .environment import seed_everything
 from .evaluation import entity_report, report
 from .tokenizer import count_words, train_wordpiece
-from .training import History, Progress, Recipe, RecipeError, Trainer, to_device, token_loss
+from .training import History, Progress, Recipe, RecipeError, Trainer, token_loss
 from .uncertainty import data_warnings
 from .weights import ModelError, load_pretrained, save_pretrained
 
@@ -72,7 +72,7 @@ def set_labels(model: BertForTokenClassification, labels: list[str]): # changed 
 def labels_of(model: BertForTokenClassification) -> list[str]: # any model, also one without an NER head
     "The model's labels; `ModelError` if they are no IOB2 tags, as those of a base model."
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    if "O" not in labels or not all(TAG.fullmatch(label) for label in labels):
+    if "O" not in labels or not all(label == "O" or label.startswith(("B-", "I-")) for label in labels):
         raise ModelError(f"the model has no NER head (its labels are {', '.join(labels[:3])}); train it first: fmtut ner train --model")
     return labels
 

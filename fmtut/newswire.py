@@ -243,9 +243,9 @@ def mentions(sentences: list[Sentence]) -> list[tuple]: # with tags in any schem
 
 
 def seen_share(train: list[Sentence], test: list[Sentence]) -> float: # tagged
-    "Share of test's mentions that occur in train with the same type."
+    "Share of test's mentions that occur in train with the same type; 1 where test has none."
     known, asked = set(mentions(train)), mentions(test)
-    return sum(mention in known for mention in asked) / len(asked)
+    return sum(mention in known for mention in asked) / len(asked) if asked else 1.0
 
 # %% ../nbs/42_newswire.ipynb #37dc5fc9
 def frame(sentence: Sentence) -> tuple[str, ...]: # tagged
@@ -275,7 +275,7 @@ def dictionary_tagger(train: list[Sentence]) -> Callable: # tagged
     for kind, *name in mentions(train):
         counts.setdefault(tuple(name), Counter())[kind] += 1
     types = {name: count.most_common(1)[0][0] for name, count in counts.items()}
-    longest = max(map(len, types))
+    longest = max(map(len, types), default=0)
     return lambda sentences: [match_names(words, types, longest) for words in sentences]
 
 # %% ../nbs/42_newswire.ipynb #9821577d

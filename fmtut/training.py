@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['RecipeError', 'setting', 'Recipe', 'check_setting', 'recipe_from_dict', 'make_optimizer', 'schedule_factor',
-           'token_loss', 'Callback', 'TrainingDiverged', 'History', 'to_device', 'count_tokens', 'mean_loss', 'Trainer',
-           'Progress']
+           'token_loss', 'Callback', 'TrainingDiverged', 'History', 'mean_loss', 'Trainer', 'Progress']
 
 # %% ../nbs/22_training.ipynb #80116b98
 import dataclasses
@@ -13,6 +12,7 @@ import difflib
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from .batching import IGNORE_INDEX
+from .batching import IGNORE_INDEX, count_tokens, to_device
 from .environment import seed_everything
 from .regularization import EarlyStopping
 
@@ -134,31 +134,13 @@ class History:
     epochs: list[dict] = field(default_factory=list)
 
 # %% ../nbs/22_training.ipynb #77bacc6b
-def to_device(batch: Any, device: torch.device) -> Any: # a tensor, or tensors in dicts, lists and tuples; the model's
-    "The same nest of tensors on `device`."
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return type(batch)(to_device(value, device) for value in batch)
-
-
-def count_tokens(batch: Any) -> int: # a tensor, or tensors in dicts, lists and tuples
-    "How much work a batch holds: the ones of its attention_mask, else the rows of its first tensor."
-    if isinstance(batch, dict) and "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    while not isinstance(batch, torch.Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
-    return len(batch)
-
-# %% ../nbs/22_training.ipynb #99600ca5
 def mean_loss(rows: list[dict]) -> float: # steps, each with loss and targets
     "Mean over targets, not over batches: a short last batch does not weigh more. NaN if no step was finite."
     rows = [row for row in rows if math.isfinite(row["loss"])]
     targets = sum(row["targets"] for row in rows)
     return sum(row["loss"] * row["targets"] for row in rows) / targets if targets else math.nan
 
-# %% ../nbs/22_training.ipynb #4bc1c94d
+# %% ../nbs/22_training.ipynb #99600ca5
 class Trainer:
     "Trains any module, in place. The state is that of four parts and five plain values and the history."
 
@@ -177,9 +159,9 @@ class Trainer:
             raise ValueError("no batches to train on: the data set is empty")
         self.model, self.loss, self.batches, self.recipe = model, loss, batches, recipe
         self.callbacks = sorted(callbacks, key=lambda callback: callback.order)
-        self.device = next(model.parameters()).device
         self.total_steps = len(batches) * recipe.epochs
         self.optimizer = make_optimizer(model, recipe)
+        self.device = next(model.parameters()).device
         self.schedule = LambdaLR(self.optimizer, lambda step: schedule_factor(step, self.total_steps, recipe.warmup))
         self.stopping = EarlyStopping(recipe.patience)
         self.history = History()
@@ -195,14 +177,14 @@ class Trainer:
         "Trains to the last epoch or until `evaluate` (higher is better) stops improving; then restores the best weights."
         if self.step == 0:
             seed_everything(self.recipe.seed)
-        try:
+        with ExitStack() as stack: # every after_fit runs, in order, even if one of them raises
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.after_fit, self)
             self.call("before_fit")
             while self.epoch < self.recipe.epochs and not self.stopping.should_stop:
                 self.fit_epoch(evaluate)
-        finally:
-            self.call("after_fit")
-        if self.best_weights is not None:
-            self.model.load_state_dict(self.best_weights)
+            if self.best_weights is not None:
+                self.model.load_state_dict(self.best_weights)
         return self.history
 
     def fit_epoch(self, evaluate: Callable[[nn.Module], float] | None):
@@ -229,6 +211,7 @@ class Trainer:
     def fit_batch(self, batch: Any):
         "One step; skipped if the loss or the gradient norm is not finite, or if there is nothing to learn from."
         self.call("before_step")
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()] # running means must not keep a NaN
         loss, count = self.forward_backward(batch)
         norm = clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         row = {"loss": float(loss), "targets": int(count), "gradient_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0]}
@@ -236,6 +219,9 @@ class Trainer:
         if finite and row["targets"]:
             self.optimizer.step()
             self.schedule.step()
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
         self.optimizer.zero_grad()
         self.step += 1
         self.history.steps.append(row)
@@ -277,11 +263,11 @@ class Trainer:
             getattr(self, part).load_state_dict(state[part])
         vars(self).update({name: state[name] for name in self.PLAIN}, history=History(**state["history"]))
 
-# %% ../nbs/22_training.ipynb #01af7be9
+# %% ../nbs/22_training.ipynb #2063c4fc
 class Progress(Callback):
     "A bar on standard error while it is a terminal, and one printed line for each epoch."
 
-    order = 100
+    order, bar = 100, None
 
     def before_fit(self, trainer):
         "Opens the bar; it starts where a resumed run stands."
@@ -307,4 +293,5 @@ class Progress(Callback):
 
     def after_fit(self, trainer):
         "Closes the bar, after an error too."
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

@@ -135,9 +135,71 @@ def test_bad_data_leaves_the_old_model_whole(fmtut, old_model, corpus, tmp_path)
 def test_overwrite_spares_a_folder_that_is_no_model(fmtut, tmp_path, corpus):
     (tmp_path / "letters.txt").write_text("dear")
     code, _, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", tmp_path, "--overwrite")
-    assert code == 1 and "holds no model of ours" in err and (tmp_path / "letters.txt").read_text() == "dear"
-    code, _, err = fmtut("ner", "demo", "--out", tmp_path, "--sentences", 5, "--epochs", 1)
+    assert code == 1 and "holds letters.txt, which no run of ours has written" in err and (tmp_path / "letters.txt").read_text() == "dear"
+    code, _, err = fmtut("ner", "demo", "--out", tmp_path, "--sentences", 50, "--epochs", 1)
     assert code == 1 and "replaces only what an earlier demo wrote" in err and (tmp_path / "letters.txt").exists()
+
+
+def test_overwrite_spares_the_users_files_in_a_model_folder(fmtut, old_model, corpus):
+    "The data file that was put into the model's folder must not be deleted by training on it."
+    import shutil
+
+    folder, before = old_model
+    shutil.copy(corpus, folder / "train.conll")
+    code, _, err = fmtut("ner", "train", "--train", folder / "train.conll", "--dev", corpus, "--out", folder, "--overwrite")
+    assert code == 1 and "holds train.conll, which no run of ours has written" in err
+    assert hashes(folder).items() >= before.items() and (folder / "train.conll").read_text() == corpus.read_text()
+
+
+def test_out_through_a_link_reaches_the_folder_behind_it(fmtut, old_model, corpus, tmp_path):
+    folder, before = old_model
+    (tmp_path / "link").symlink_to(folder)
+    assert fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", tmp_path / "link", "--overwrite", "--epochs", 1)[0] == 0
+    assert (tmp_path / "link").is_symlink() and hashes(folder) != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "old model"]
+
+
+@pytest.mark.parametrize("place", [".", "..", "/", "/proc/x", "~nobody-here/x"])
+def test_impossible_places_are_refused_before_training(fmtut, corpus, place):
+    code, out, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", place)
+    assert code == 1 and place in err and err.count("\n") == 1 and "epoch" not in out
+
+
+def test_disk_full_while_saving_names_the_folder(fmtut, old_model, corpus, monkeypatch):
+    from transformers import BertForTokenClassification
+
+    folder, before = old_model
+    def full(*_, **__): raise Exception("I/O error: No space left on device (os error 28)") # as safetensors says it
+    monkeypatch.setattr(BertForTokenClassification, "save_pretrained", full)
+    code, _, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", folder, "--overwrite", "--epochs", 1)
+    assert code == 1 and str(folder) in err and "No space left on device" in err and "free some space" in err
+    assert hashes(folder) == before and [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_scores_go_to_pipes_links_and_devices_as_they_are(fmtut, corpus, model_dir, tmp_path):
+    import os
+    import threading
+
+    arguments = ["ner", "evaluate", "--model", model_dir, "--data", corpus, "--json"]
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    reader.start()
+    assert fmtut(*arguments, pipe)[0] == 0
+    reader.join(10)
+    assert pipe.is_fifo() and '"entity"' in received[0]
+    (tmp_path / "link").symlink_to(tmp_path / "real.json")
+    assert fmtut(*arguments, tmp_path / "link")[0] == 0
+    assert (tmp_path / "link").is_symlink() and '"entity"' in (tmp_path / "real.json").read_text()
+    for place in ["", tmp_path, tmp_path / "none" / "x.json"]:
+        code, out, err = fmtut(*arguments, place)
+        assert code == 1 and "no file can be written there" in err and not out
+
+
+@pytest.mark.parametrize("count", [-1, 0, 49, 5001])
+def test_demo_with_too_few_or_too_many_sentences(fmtut, tmp_path, count):
+    code, _, err = fmtut("ner", "demo", "--out", tmp_path / "out", "--sentences", count)
+    assert code == 2 and f"--sentences is {count}; give from 50" in err
 
 
 def test_out_is_a_file(fmtut, corpus, tmp_path):
@@ -145,7 +207,7 @@ def test_out_is_a_file(fmtut, corpus, tmp_path):
     code, _, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", tmp_path / "f")
     assert code == 1 and "is a file; name a folder" in err
     code, out, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", tmp_path / "f" / "below")
-    assert code == 1 and "is no folder that can be written; choose another --out" in err and "epoch" not in out
+    assert code == 1 and "cannot be written (Not a directory); choose another folder" in err and "epoch" not in out
 
 
 def test_failure_in_mid_training_leaves_the_old_model_whole(fmtut, old_model, corpus, monkeypatch):

@@ -177,7 +177,7 @@ def test_inspect(fmtut, corpus, tmp_path):
     code, out, _ = fmtut("ner", "inspect", "--train", corpus, "--dev", other)
     assert code == 0
     for line in ["scheme                 IOB2", "scheme                 ill-formed IOB", "entities               ORG 2, PER 1, LOC 1",
-                 "ill-formed tags        1", "words without a piece  1", "2 of 3 sentences stand word for word in train; 20.0% of its mentions"]:
+                 "ill-formed tags        1", "words without a piece  1", "2 of 3 sentences stand word for word in train; 20.0% of its mentions do not occur there"]:
         assert line in out, out
 
 
@@ -258,11 +258,6 @@ def test_progress_bar_on_a_terminal(corpus, tmp_path):
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-
-
-def test_scores_that_cannot_be_written(fmtut, corpus, model_dir, tmp_path):
-    code, out, err = fmtut("ner", "evaluate", "--model", model_dir, "--data", corpus, "--json", tmp_path / "none" / "scores.json")
-    assert code == 1 and "scores.json: cannot be written (No such file or directory)" in err and "micro average" in out
 
 
 def test_help_is_fast():
