@@ -10,7 +10,7 @@ import re
 from collections import Counter
 
 from .batching import IGNORE_INDEX
-from .conll import Sentence, find_scheme, spans, to_iob2
+from .conll import Sentence, find_scheme, spans, to_bilou, to_bioes, to_iob1, to_iob2
 
 # %% ../nbs/45_alignment.ipynb #6a17de84
 def word_pieces(
@@ -114,8 +114,10 @@ def describe(
     "Counts of a corpus: scheme, sentences, words, entities by type, lengths, and what is odd about it."
     pieces = word_pieces(tokenizer, [sentence.words for sentence in sentences])
     types = Counter(entity[0] for sentence in sentences for entity in spans(sentence.tags))
+    scheme = find_scheme(sentences)
+    convert = {"IOB1": to_iob1, "BIOES": to_bioes, "BILOU": to_bilou}.get(scheme, to_iob2)
     return {
-        "scheme": find_scheme(sentences),
+        "scheme": scheme,
         "sentences": len(sentences),
         "documents": len({sentence.document for sentence in sentences}),
         "words": sum(len(sentence.words) for sentence in sentences),
@@ -123,7 +125,7 @@ def describe(
         "words per sentence": spread([len(sentence.words) for sentence in sentences]),
         "pieces per word": spread([len(word) for words in pieces for word in words]),
         "pieces per sentence": spread([sum(max(1, len(word)) for word in words) for words in pieces]),
-        "ill-formed tags": sum(old[0] in "Ii" and new[0] == "B" for s in sentences for old, new in zip(s.tags, to_iob2(s.tags))),
+        "ill-formed tags": sum(old != new for s in sentences for old, new in zip(s.tags, convert(s.tags))),
         "words without a piece": sum(not word for words in pieces for word in words),
         "repeated sentences": len(sentences) - len({tuple(sentence.words) for sentence in sentences}),
     }

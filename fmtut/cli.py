@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import sys
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from itertools import combinations, islice
 from pathlib import Path
@@ -19,6 +20,8 @@ EPILOG = """examples:
   fmtut ner evaluate --model my-tagger --data test.conll --json scores.json
   echo "Ana Okafor flew to Lund." | fmtut ner predict --model my-tagger --input - --format color
   fmtut ner inspect --train train.conll --dev dev.conll
+
+exit codes: 0 done, 1 an error of the run, 2 a command that cannot be meant, 130 interrupted
 """
 OURS = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "special_tokens_map.json", "vocab.txt",
         "recipe.json", "report.json", "history.json", "demo.json"] # what a model folder holds
@@ -76,7 +79,7 @@ def command(commands, name, run, help, examples=""):
     parser = commands.add_parser(
         name, help=help, description=help[0].upper() + help[1:] + ".", epilog=examples and f"example:\n  {examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     parser.set_defaults(run=run, parser=parser)
     return parser
 
@@ -295,7 +298,7 @@ def ner_predict(args):
 def ner_inspect(args):
     "Prints a block for each file, then what the files share."
     from fmtut.alignment import describe
-    from fmtut.ner import small_tokenizer
+    from fmtut.ner import label_list, small_tokenizer
     from fmtut.newswire import seen_share
     from fmtut.uncertainty import find_leaks
 
@@ -308,6 +311,10 @@ def ner_inspect(args):
                 value = ", ".join(f"{k} {v:,.1f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in value.items()) or "none"
             print(f"  {key:22} {value if isinstance(value, str) else format(value, ',')}")
     print(f"\npieces are those of a WordPiece vocabulary of {len(tokenizer):,} trained on the train file")
+    known = set(label_list(splits["train"]))
+    for name in list(splits)[1:]:
+        if unknown := sorted({label[2:] for label in set(label_list(splits[name])) - known}):
+            print(f"{name}: train has no entity of type {', '.join(unknown)}, so a model cannot learn it")
     for first, second in combinations(splits, 2):
         leaks = find_leaks(splits[first], splits[second])
         print(f"{second}: {len(leaks):,} of {len(splits[second]):,} sentences stand word for word in {first}; "
@@ -334,7 +341,7 @@ def ner_demo(args):
     model, tokenizer = small_bert(splits["train"], recipe.seed)
     model.to(device)
     print(f"\na BERT of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million random parameters, on {device}")
-    rows["this BERT before training"] = evaluate(model, tokenizer, splits["test"])["entity"]["micro"]
+    rows["this BERT before training"] = evaluate(model, tokenizer, splits["test"], "test, before training")["entity"]["micro"]
     scores = train_to_folder(model, tokenizer, splits, recipe, args.out, demo=rows)
     rows["this BERT after training"] = scores["test"]["entity"]["micro"]
     print(f"\nThe test set\n\n{format_report(scores['test'])}\nEntities, micro average\n{format_rows(rows)}\nThree fresh sentences")
@@ -385,7 +392,11 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"): # names are not ASCII, whatever LANG says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        args = build_parser(argv).parse_args(argv)
+        args, rest = build_parser(argv).parse_known_args(argv)
+        if rest: # told by the command that was meant, with its own usage
+            known = [flag for action in args.parser._actions for flag in action.option_strings]
+            nearest = get_close_matches(rest[0], known, n=1)
+            args.parser.error(f"unrecognized arguments: {' '.join(rest)}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     if args.run is None:

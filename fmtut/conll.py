@@ -110,14 +110,15 @@ def read_row(
     cells = split_columns(line, tabbed)
     if len(cells) != width or tabbed != ("\t" in line):
         hint = "; comment lines? name their start with comment='#' (--comment '#')" if line.startswith("#") else ""
-        raise DataError(f"{len(cells)} columns where the first line has {width}, cut at {'tabs' if tabbed else 'blanks'}{hint}")
+        mixed = " (it has a tab, the first line has none)" if "\t" in line and not tabbed else ""
+        raise DataError(f"{len(cells)} columns where the first line has {width}, cut at {'tabs' if tabbed else 'blanks'}{mixed}{hint}")
     if width == 1 and columns.tag_column is not None:
         raise DataError("1 column; a word and a tag are needed, separated by a tab or blanks")
     try:
         word = cells[columns.word_column].removeprefix(columns.strip_prefix)
-        tag = "O" if columns.tag_column is None else cells[columns.tag_column]
+        tag = "O" if columns.tag_column is None else cells[columns.tag_column].strip(" ")
     except IndexError:
-        raise DataError(f"{width} columns, so there is no column {columns.word_column} or {columns.tag_column}") from None
+        raise DataError(f"{width} columns, too few for word_column={columns.word_column}, tag_column={columns.tag_column}") from None
     if not TAG.fullmatch(tag):
         raise DataError(f"tag {tag!r} is not O or B-, I-, E-, S-, L-, U- and a type; is tag_column= (--tag-column) right?")
     return word, tag
@@ -261,8 +262,7 @@ ABBREVIATIONS = set("""Mr Mrs Ms Dr Prof Sen Rep Gov Gen Col Capt Lt Sgt Rev Hon
 URL = r"(?:https?://|www\.)(?:(?!\.\.)\S)+"
 PIECE = re.compile(rf"(?P<run>—+|--+|\.\.+)|{URL}|(?:(?!—|--|\.\.)\S)+")
 KEEP_START = re.compile(rf"{URL}|[-+]?[.,]?\d|[@#]\w|['’][sS](?!\w)")
-DOTTED = re.compile(r"(?:[^\W\d_]{1,2}\.){2,}")
-WORD_CHARACTER = re.compile(r"\w")
+DOTTED, WORD_CHARACTER = re.compile(r"(?:[^\W\d_]{1,2}\.){2,}"), re.compile(r"\w")
 
 
 def is_punctuation(character: str) -> bool: # one character

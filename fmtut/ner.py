@@ -49,7 +49,7 @@ def check_labels(
 
 # %% ../nbs/47_ner.ipynb #0eeb574e
 def small_tokenizer(train: list[Sentence]) -> BertTokenizerFast: # at least one sentence
-    "A cased WordPiece tokenizer of at most 8,192 pieces, each seen twice or more in `train`."
+    "A cased WordPiece tokenizer of at most 8,192 pieces, learned from `train`."
     texts = [" ".join(sentence.words).encode("utf-8", "replace").decode() for sentence in train]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.txt"
@@ -167,7 +167,10 @@ def fit(
     batches = training_batches(dataset, recipe.batch_size, recipe.seed, tokenizer.pad_token_id)
     words, tags = [sentence.words for sentence in dev], [sentence.tags for sentence in dev]
     trainer = Trainer(model, token_loss, batches, recipe, [Progress()])
-    return trainer.fit(lambda model: entity_report(tags, predict_tags(model, tokenizer, words))["micro"]["f1"])
+    history = trainer.fit(lambda model: entity_report(tags, predict_tags(model, tokenizer, words))["micro"]["f1"])
+    if trainer.stopping.best_score <= 0:
+        print("warning: no dev entity was found in any epoch; try more epochs, another learning_rate, or more data")
+    return history
 
 # %% ../nbs/47_ner.ipynb #086a38b7
 def evaluate(

@@ -63,7 +63,7 @@ def check_setting(entry: dataclasses.Field, value: Any): # a field of Recipe, wh
     low, high = entry.metadata["low"], entry.metadata["high"]
     if not good_type or not low <= value <= high or value == math.inf:
         kind = "a whole number" if whole else "a number"
-        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        limits = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
         raise RecipeError(f"{entry.name} is {value!r} ({type(value).__name__}); give {kind} {limits}")
 
 # %% ../nbs/22_training.ipynb #e654ddc6
@@ -189,7 +189,7 @@ class Trainer:
 
     def fit_epoch(self, evaluate: Callable[[nn.Module], float] | None):
         "One pass over the batches, then one evaluation; adds a row to `history.epochs`."
-        start, first_step, tokens = time.perf_counter(), len(self.history.steps), 0
+        start, first_step, tokens, skipped = time.perf_counter(), len(self.history.steps), 0, self.skipped
         self.model.train()
         if hasattr(sampler := getattr(self.batches, "batch_sampler", None), "set_epoch"):
             sampler.set_epoch(self.epoch)
@@ -202,7 +202,7 @@ class Trainer:
         self.epoch += 1
         self.history.epochs.append({
             "epoch": self.epoch, "loss": mean_loss(self.history.steps[first_step:]),
-            "skipped": self.skipped, "seconds": seconds, "tokens_per_second": tokens / seconds,
+            "skipped": self.skipped - skipped, "seconds": seconds, "tokens_per_second": tokens / seconds,
         })
         if evaluate:
             self.keep_best(evaluate)

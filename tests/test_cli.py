@@ -54,6 +54,11 @@ def test_usage_errors(fmtut, arguments):
     assert code == 2 and not out and "usage: fmtut" in err
 
 
+def test_a_wrong_flag_is_answered_by_its_own_command(fmtut, tmp_path):
+    code, _, err = fmtut("ner", "train", "--out", tmp_path / "out", "--epoch", 3)
+    assert code == 2 and "usage: fmtut ner train" in err and "unrecognized arguments: --epoch 3; did you mean --epochs?" in err
+
+
 def test_files_that_go_together(fmtut, corpus, tmp_path):
     for arguments, text in [(["--train", corpus], "--train and --dev go together"), (["--dev", corpus], "--train and --dev go together"),
                             (["--test", corpus], "--test needs --train and --dev")]:
@@ -173,11 +178,12 @@ def test_predict_streams(fmtut, model_dir, monkeypatch):
 
 def test_inspect(fmtut, corpus, tmp_path):
     other = tmp_path / "dev.conll"
-    other.write_text(corpus.read_text() + "\nAna\tI-PER\n\u200b\tO\n")
+    other.write_text(corpus.read_text() + "\nAna\tI-PER\n\u200b\tO\n\ncup\tB-EVENT\n")
     code, out, _ = fmtut("ner", "inspect", "--train", corpus, "--dev", other)
     assert code == 0
     for line in ["scheme                 IOB2", "scheme                 ill-formed IOB", "entities               ORG 2, PER 1, LOC 1",
-                 "ill-formed tags        1", "words without a piece  1", "2 of 3 sentences stand word for word in train; 20.0% of its mentions do not occur there"]:
+                 "ill-formed tags        1", "words without a piece  1", "2 of 4 sentences stand word for word in train; 33.3% of its mentions do not occur there",
+                 "dev: train has no entity of type EVENT, so a model cannot learn it"]:
         assert line in out, out
 
 
@@ -243,9 +249,10 @@ def test_closed_standard_output(model_dir, corpus):
 
 @pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path):
-    child = process("ner", "inspect", "--train", tmp_path / "none", "--debug")
-    _, err = child.communicate()
-    assert child.returncode == 1 and b"Traceback" in err and b"DataError" in err
+    for arguments in ["ner", "inspect", "--train", tmp_path / "none", "--debug"], ["--debug", "ner", "inspect", "--train", tmp_path / "none"]:
+        child = process(*arguments)
+        _, err = child.communicate()
+        assert child.returncode == 1 and b"Traceback" in err and b"DataError" in err
 
 
 @pytest.mark.slow
