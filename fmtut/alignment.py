@@ -99,7 +99,7 @@ def merge_windows(
              for word, output in zip(example["labels"], rows) if word != IGNORE_INDEX]
     return [output for _, output in sorted(pairs, key=lambda pair: pair[0])]
 
-# %% ../nbs/45_alignment.ipynb #9092156b
+# %% ../nbs/45_alignment.ipynb #5d639f5d
 def spread(
     values: list[int], # at least one
 ) -> dict: # mean, median, longest

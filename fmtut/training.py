@@ -263,7 +263,7 @@ class Trainer:
             getattr(self, part).load_state_dict(state[part])
         vars(self).update({name: state[name] for name in self.PLAIN}, history=History(**state["history"]))
 
-# %% ../nbs/22_training.ipynb #2063c4fc
+# %% ../nbs/22_training.ipynb #15b4ddda
 class Progress(Callback):
     "A bar on standard error while it is a terminal, and one printed line for each epoch."
 
