@@ -7,7 +7,7 @@ import os
 import sys
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from itertools import combinations, islice
+from itertools import combinations
 from pathlib import Path
 
 from fmtut import __version__
@@ -116,7 +116,7 @@ def add_ner(commands, argv):
     evaluate.add_argument("--json", metavar="OUT", help="also write the scores to this file")
     predict = command(commands, "predict", ner_predict, "tag text or sentences, as a stream",
                       "fmtut ner predict --model my-tagger --input news.txt --format json > news.jsonl")
-    predict.add_argument("--input", metavar="FILE", required=True, help="what to tag; - is standard input; answered in portions of 128 lines, on a terminal line by line")
+    predict.add_argument("--input", metavar="FILE", required=True, help="what to tag; - is standard input")
     predict.add_argument("--input-format", choices=["text", "conll"], default="text",
                          help="text: a sentence a line; conll: a word a line (default text)")
     predict.add_argument("--format", choices=["conll", "json", "color"], default="conll",
@@ -272,27 +272,52 @@ def ner_evaluate(args):
         write_json(args.json, scores)
 
 
+def arriving_lines(stream, before_waiting):
+    "Lines of a binary stream as they come; calls `before_waiting` each time before it asks for more."
+    rest = b""
+    while True:
+        before_waiting()
+        chunk = stream.read1(1 << 18)
+        if not chunk:
+            break
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
+
+
 def ner_predict(args):
-    "Reads and writes in small portions, so that memory does not grow with the input."
-    from fmtut.conll import Columns, numbered_lines, open_binary, stream_conll
+    "Answers what has come before it waits for more, 128 sentences at most at a time: memory does not grow with the input."
+    from fmtut.conll import Columns, DataError, numbered_lines, open_binary, stream_conll
     from fmtut.ner import Tagger
 
     show = {"conll": lambda result: "".join(f"{word}\t{tag}\n" for word, tag in zip(result.words, result.tags)),
             "json": lambda result: json.dumps(dataclasses.asdict(result), ensure_ascii=False), "color": color}[args.format]
     device = choose_device(args)
     with open_binary(args.input) as stream:
-        tagger = Tagger(args.model, device)
-        lines = numbered_lines(stream, args.input, args.encoding)
+        tagger, waiting = Tagger(args.model, device), []
+
+        def answer():
+            for result in tagger(waiting):
+                print(show(result))
+            waiting.clear()
+            sys.stdout.flush()
+
+        lines = numbered_lines(arriving_lines(stream, answer), args.input, args.encoding)
         if args.input_format == "conll":
             columns = Columns(args.word_column, None, args.strip_prefix, args.comment)
             items = (sentence.words for sentence in stream_conll(lines, args.input, columns))
         else:
             items = (line for _, line in lines)
-        portion = 1 if stream.isatty() else 128
-        while inputs := list(islice(items, portion)):
-            for result in tagger(inputs):
-                print(show(result))
-            sys.stdout.flush()
+        try:
+            for item in items:
+                waiting.append(item)
+                if len(waiting) == 128:
+                    answer()
+        except DataError: # what came before the bad line is answered
+            answer()
+            raise
+        answer()
 
 
 def ner_inspect(args):

@@ -59,7 +59,7 @@ def small_tokenizer(train: list[Sentence]) -> BertTokenizerFast: # at least one 
 # %% ../nbs/47_ner.ipynb #97ea006d
 def set_labels(model: BertForTokenClassification, labels: list[str]): # changed in place; in the order of the outputs
     "Gives the model a fresh head for `labels`; an equal list keeps the head that is there."
-    if list(model.config.id2label.values()) == labels:
+    if [model.config.id2label[number] for number in range(model.config.num_labels)] == labels:
         return
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: number for number, label in enumerate(labels)}

@@ -104,6 +104,7 @@ def save_pretrained(
         except Exception as error: # safetensors reports a full disk with an error of its own
             raise ModelError(f"{folder}: cannot be written ({' '.join(str(error).split())[:120]}); free some space, or choose another folder") from error
         for name, content in documents.items():
+            content = json.loads(json.dumps(content), parse_constant=lambda _: None) # NaN is no JSON: null stands for it
             (fresh / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         mask = os.umask(0)
         os.umask(mask)

@@ -155,25 +155,60 @@ def test_predict_names_the_bad_line_of_a_text(fmtut, model_dir, tmp_path):
 
 
 def test_predict_streams(fmtut, model_dir, monkeypatch):
-    "An endless input: output must come long before the input ends, and little may be read ahead."
+    "An endless input: it is answered while it comes, and little is read ahead."
     import fmtut.ner as ner
 
-    class Endless(BytesIO):
+    class Endless:
         read_lines = 0
-        def __iter__(self): return self
-        def __next__(self):
-            self.read_lines += 1
+
+        def read1(self, size):
+            self.read_lines += 100
             if self.read_lines > 2_000:
                 raise KeyboardInterrupt
-            return b"Ana ran .\n"
+            return b"Ana ran .\n" * 100
 
-    source, lead = Endless(), []
+    source, lead, answered = Endless(), [], []
     monkeypatch.setattr(sys, "stdin", type("In", (), {"buffer": source}))
     tag = ner.Tagger.__call__
-    monkeypatch.setattr(ner.Tagger, "__call__", lambda self, inputs: lead.append(source.read_lines) or tag(self, inputs[:1]) * len(inputs))
+
+    def watched(self, inputs):
+        answered.append(len(inputs))
+        lead.append(source.read_lines - sum(answered))
+        return tag(self, inputs[:1]) * len(inputs)
+
+    monkeypatch.setattr(ner.Tagger, "__call__", watched)
     code, out, err = fmtut("ner", "predict", "--model", model_dir, "--input", "-", "--format", "json")
     assert code == 130 and "interrupted" in err
-    assert len(lead) > 10 and all(read <= 129 * (number + 1) for number, read in enumerate(lead))
+    assert sum(answered) == 2_000 == len(out.splitlines()) and max(lead) == 0
+
+
+def test_what_comes_before_a_bad_line_is_answered(fmtut, model_dir, tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"Ana ran .\n" * 200 + b"b\xe4d\nAna ran .\n")
+    code, out, err = fmtut("ner", "predict", "--model", model_dir, "--input", tmp_path / "in.txt", "--format", "json")
+    assert code == 1 and "in.txt:201: " in err and len(out.splitlines()) == 200
+
+
+@pytest.mark.parametrize("sizes", [[1], [7], [1 << 18]])
+def test_lines_arrive_whole_whatever_the_portions(sizes):
+    from fmtut.cli import arriving_lines
+
+    class Portions(BytesIO):
+        def read1(self, size): return super().read1(sizes[0])
+
+    for text in b"", b"a", b"a\n", b"a\n\nbcd\r\ne", b"\n\n", b"long " * 1000 + b"\nend":
+        assert b"".join(arriving_lines(Portions(text), lambda: None)) == text
+        assert list(arriving_lines(Portions(text), lambda: None)) == text.splitlines(keepends=True)
+
+
+@pytest.mark.slow
+def test_one_line_through_an_open_pipe_is_answered(model_dir):
+    child = process("ner", "predict", "--model", model_dir, "--input", "-", "--format", "json")
+    for name in "Ana", "Bo":
+        child.stdin.write(f"{name} ran.\n".encode())
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline())["words"] == [name, "ran", "."]
+    child.stdin.close()
+    assert child.wait(60) == 0
 
 
 def test_inspect(fmtut, corpus, tmp_path):
