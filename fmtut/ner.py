@@ -103,6 +103,7 @@ class NERDataset(TokenDataset):
     ):
         number = {label: index for index, label in enumerate(labels)}
         pieces = word_pieces(tokenizer, [sentence.words for sentence in sentences])
+        self.unread_words = sum(not word for words in pieces for word in words) # they become [UNK]
         super().__init__([example for sentence, words in zip(sentences, pieces)
                           for example in encode_sentence(words, [number[tag] for tag in sentence.tags], tokenizer, max_length)])
 
@@ -141,7 +142,7 @@ def predict_tags(
 # %% ../nbs/47_ner.ipynb #fd6b75c5
 FROM_SCRATCH = Recipe(epochs=12, learning_rate=1e-3, batch_size=32, patience=4) # for `small_bert`
 
-
+# %% ../nbs/47_ner.ipynb #6d04117c
 def fit(
     model: BertForTokenClassification, # trained in place, on its device
     tokenizer, # its `model_max_length` becomes the recipe's `max_length`
@@ -150,9 +151,8 @@ def fit(
     recipe: Recipe = Recipe(), # of the run
 ) -> History:
     "Trains a tagger. Prints the scheme of each file, warnings, and a line for each epoch."
-    for name, sentences in [("train", train), ("dev", dev)]:
-        if not sentences:
-            raise DataError(f"{name}: 0 sentences")
+    if not train or not dev:
+        raise DataError(f"{'dev' if train else 'train'}: 0 sentences")
     if recipe.max_length > model.config.max_position_embeddings:
         raise RecipeError(f"max_length is {recipe.max_length}; the model has {model.config.max_position_embeddings} positions, give no more")
     train, dev = normalise(train, "train"), normalise(dev, "dev")
@@ -161,9 +161,11 @@ def fit(
     if not set(labels) <= set(model.config.id2label.values()):
         set_labels(model, labels)
     check_labels(dev, labels_of(model))
-    print(*data_warnings(train, dev), sep="\n", end="\n" if data_warnings(train, dev) else "")
     tokenizer.model_max_length = recipe.max_length
     dataset = NERDataset(train, tokenizer, labels_of(model), recipe.max_length)
+    unread = f"warning: {dataset.unread_words} training words give no piece and are read as [UNK]"
+    for line in data_warnings(train, dev) + [unread] * bool(dataset.unread_words):
+        print(line)
     batches = training_batches(dataset, recipe.batch_size, recipe.seed, tokenizer.pad_token_id)
     words, tags = [sentence.words for sentence in dev], [sentence.tags for sentence in dev]
     trainer = Trainer(model, token_loss, batches, recipe, [Progress()])
@@ -172,7 +174,7 @@ def fit(
         print("warning: no dev entity was found in any epoch; try more epochs, another learning_rate, or more data")
     return history
 
-# %% ../nbs/47_ner.ipynb #086a38b7
+# %% ../nbs/47_ner.ipynb #103282e9
 def evaluate(
     model: BertForTokenClassification, # with IOB2 labels
     tokenizer, # the model's
@@ -186,7 +188,7 @@ def evaluate(
     sentences = normalise(sentences, name)
     return report([s.tags for s in sentences], predict_tags(model, tokenizer, [s.words for s in sentences]))
 
-# %% ../nbs/47_ner.ipynb #e626ddb7
+# %% ../nbs/47_ner.ipynb #e01088b3
 def save_model(
     model: BertForTokenClassification, # on any device
     tokenizer, # saved with the model
@@ -207,7 +209,7 @@ def load_model(
         raise ModelError(f"{dir_or_name}: the config names NER labels, but the weights have no head; the folder is damaged")
     return model, tokenizer
 
-# %% ../nbs/47_ner.ipynb #317724af
+# %% ../nbs/47_ner.ipynb #d6417bb1
 def train_to_folder(
     model: BertForTokenClassification, # trained in place
     tokenizer, # the model's
@@ -224,7 +226,7 @@ def train_to_folder(
     save_model(model, tokenizer, recipe, folder, report=scores, history=dataclasses.asdict(history), **documents)
     return scores
 
-# %% ../nbs/47_ner.ipynb #4fab5688
+# %% ../nbs/47_ner.ipynb #afdeabbf
 @dataclasses.dataclass(frozen=True)
 class Entity:
     "A name: its type, its text, its words and characters (ends exclusive), and a confidence from 0 to 1."
@@ -247,7 +249,7 @@ class Tagged:
     tags: list[str]
     entities: list[Entity]
 
-# %% ../nbs/47_ner.ipynb #ea9d20b5
+# %% ../nbs/47_ner.ipynb #7da26397
 class Tagger:
     "Finds names in text with a saved model that was trained on IOB2 tags."
 

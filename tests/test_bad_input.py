@@ -259,7 +259,25 @@ def test_warnings_carry_numbers(fmtut, tmp_path, corpus):
     assert "warning: no entity in train" in out and "warning: no dev entity was found in any epoch" in out
 
 
+def test_home_folder_in_paths(fmtut, tmp_path, corpus, monkeypatch):
+    "A quoted ~ reaches the program as it is."
+    import shutil
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(corpus, tmp_path / "train.conll")
+    assert fmtut("ner", "train", "--train", "~/train.conll", "--dev", "~/train.conll", "--out", "~/out", "--epochs", 1)[0] == 0
+    assert fmtut("ner", "evaluate", "--model", "~/out", "--data", "~/train.conll", "--json", "~/scores.json")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"train.conll", "out", "scores.json"}
+
+
 # --- words without pieces, and very long ones ----------------------------------------------------
+
+
+def test_words_without_pieces_are_counted(fmtut, tmp_path, corpus):
+    odd = tmp_path / "odd.conll"
+    odd.write_text(corpus.read_text() + "\n\u200b\tO\n\u00ad\tO\n", encoding="utf-8")
+    code, out, _ = fmtut("ner", "train", "--train", odd, "--dev", corpus, "--out", tmp_path / "out", "--epochs", 1)
+    assert code == 0 and "warning: 2 training words give no piece and are read as [UNK]" in out
 
 
 def test_every_word_of_an_odd_text_keeps_one_tag(tmp_path, model_dir, fmtut):

@@ -56,12 +56,17 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_command_runs(folder):
-    """The example of `make ner` goes first and leaves runs/ner; `make ner` itself runs with few sentences and one epoch."""
+    "`make ner` runs with few sentences and one epoch, and leaves the folder that the other commands name."
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     ready = (ROOT / ".venv" / ".ok").exists()
     for line in commands():
-        if line.startswith(("source .venv", "pip install", "make test", "make lab", "make setup")):
-            continue # setup has happened
+        if line == "make test": # this is being run; that the target exists is tested above
+            continue
+        place = folder
+        if line.startswith("pip install"): # what is installed must stay as it is
+            line, place = line + " --dry-run", ROOT
+        if line.startswith("source "):
+            line, place = f"bash -c '{line}'" if ready else "true", ROOT
         if line == "make ner":
             if not ready or not shutil.which("make"): # not inside the project's own environment
                 line = f'fmtut ner demo --out "{folder}/runs/ner" --sentences 100 --epochs 1'
@@ -69,7 +74,9 @@ def test_every_command_runs(folder):
                 line = f'make -s -C "{ROOT}" ner OUT="{folder}/runs/ner" ARGS="--sentences 100 --epochs 1"'
         if line.startswith("fmtut ner train"):
             line += " --epochs 1"
-        done = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(line, shell=True, cwd=place, env=environment, capture_output=True, text=True)
+        if line.startswith("pip") and "No matching distribution found for setuptools" in done.stderr:
+            continue # no network to fetch the build tool
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert (folder / "runs" / "ner" / "model.safetensors").exists()
 
