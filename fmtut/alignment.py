@@ -11,6 +11,7 @@ from collections import Counter
 
 from .batching import IGNORE_INDEX
 from .conll import Sentence, find_scheme, spans, to_bilou, to_bioes, to_iob1, to_iob2
+from .uncertainty import count_repeats
 
 # %% ../nbs/45_alignment.ipynb #6a17de84
 def word_pieces(
@@ -65,8 +66,11 @@ def owned_words(
     ranges: list[tuple[int, int]], # from `windows`
 ) -> list[tuple[int, int]]: # for each window the words that it answers for
     "Each word belongs to the window where it stands farthest from an edge: the middle of what two windows share."
-    borders = [0] + [(start + end + 1) // 2 for (_, end), (start, _) in zip(ranges, ranges[1:])] + [ranges[-1][1] if ranges else 0]
-    return list(zip(borders, borders[1:])) if ranges else []
+    if not ranges:
+        return []
+    middles = [(start + end + 1) // 2 for (_, end), (start, _) in zip(ranges, ranges[1:])]
+    borders = [0, *middles, ranges[-1][1]]
+    return list(zip(borders, borders[1:]))
 
 # %% ../nbs/45_alignment.ipynb #4091c4c6
 def encode_sentence(
@@ -127,5 +131,5 @@ def describe(
         "pieces per sentence": spread([sum(max(1, len(word)) for word in words) for words in pieces]),
         "ill-formed tags": sum(old != new for s in sentences for old, new in zip(s.tags, convert(s.tags))),
         "words without a piece": sum(not word for words in pieces for word in words),
-        "repeated sentences": len(sentences) - len({tuple(sentence.words) for sentence in sentences}),
+        "repeated sentences": count_repeats(sentences),
     }

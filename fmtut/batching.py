@@ -143,7 +143,7 @@ def count_tokens(batch: Any) -> int: # a tensor, or tensors in dicts, lists and 
     "How much work a batch holds: the ones of its attention_mask, else the rows of its first tensor."
     if isinstance(batch, torch.Tensor):
         return len(batch) if batch.ndim else 1
-    if isinstance(batch, Mapping):
-        batch = [batch["attention_mask"].flatten().nonzero()] if "attention_mask" in batch else list(batch.values())
-    parts = batch if isinstance(batch, (list, tuple)) else []
+    if isinstance(batch, Mapping) and "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else []
     return next((count for part in parts if (count := count_tokens(part))), 0)

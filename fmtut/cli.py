@@ -159,6 +159,18 @@ def read(args, split):
     return read_conll(getattr(args, split), Columns(**layout))
 
 
+def read_splits(args):
+    "Split -> its sentences, for those of train, dev and test whose file was named."
+    return {split: read(args, split) for split in ("train", "dev", "test") if getattr(args, split)}
+
+
+def built_in_splits():
+    "Split -> its sentences, of the built-in news."
+    from fmtut.newswire import SPLITS, load_newswire
+
+    return {split: load_newswire(split) for split in SPLITS}
+
+
 def recipe_from(args, base):
     "The recipe: the base, changed by the flags that were given."
     from fmtut.training import RecipeError, recipe_from_dict
@@ -241,13 +253,11 @@ def ner_train(args):
     check_out(args.out, args.overwrite, "name another folder, or give --overwrite")
     from fmtut.evaluation import format_report
     from fmtut.ner import FROM_SCRATCH, load_model, small_bert, train_to_folder
-    from fmtut.newswire import load_newswire
     from fmtut.training import Recipe
 
     recipe = recipe_from(args, Recipe() if args.model else FROM_SCRATCH)
     device = choose_device(args)
-    names = [name for name in ("train", "dev", "test") if getattr(args, name)]
-    splits = {name: read(args, name) for name in names} or {name: load_newswire(name) for name in ("train", "dev", "test")}
+    splits = read_splits(args) or built_in_splits()
     model, tokenizer = load_model(args.model) if args.model else small_bert(splits["train"], recipe.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on {device}, {len(tokenizer):,} pieces")
     scores = train_to_folder(model.to(device), tokenizer, splits, recipe, args.out)
@@ -327,7 +337,7 @@ def ner_inspect(args):
     from fmtut.newswire import seen_share
     from fmtut.uncertainty import find_leaks
 
-    splits = {name: read(args, name) for name in ("train", "dev", "test") if getattr(args, name)}
+    splits = read_splits(args)
     tokenizer = small_tokenizer(splits["train"])
     for name, sentences in splits.items():
         print(f"{name}: {getattr(args, name)}")
@@ -353,10 +363,10 @@ def ner_demo(args):
     check_out(args.out, (Path(args.out).expanduser() / "demo.json").exists(), "the demo replaces only what an earlier demo wrote; name another folder")
     from fmtut.evaluation import entity_report, format_report, format_rows
     from fmtut.ner import FROM_SCRATCH, Tagger, evaluate, small_bert, train_to_folder
-    from fmtut.newswire import dictionary_tagger, generate, linear_tagger, load_newswire
+    from fmtut.newswire import dictionary_tagger, generate, linear_tagger
 
     recipe, device = recipe_from(args, FROM_SCRATCH), choose_device(args)
-    splits = {name: load_newswire(name) for name in ("train", "dev", "test")}
+    splits = built_in_splits()
     splits["train"] = splits["train"][:args.sentences]
     words, tags = [s.words for s in splits["test"]], [s.tags for s in splits["test"]]
     rows = {}

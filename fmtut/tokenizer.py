@@ -69,7 +69,7 @@ def train_wordpiece(
         for pair in zip(pieces, pieces[1:]):
             pairs[pair] += counts[word]
             words_with[pair].add(word)
-    alphabet = Counter({piece: 0 for pieces in split.values() for piece in pieces})
+    alphabet = Counter()
     for word, pieces in split.items():
         alphabet.update(dict.fromkeys(pieces, counts[word]))
     common = sorted(alphabet, key=lambda piece: (-alphabet[piece], piece))[:max(0, vocab_size - len(SPECIAL))]

@@ -38,10 +38,12 @@ def check_place(
             raise ModelError(f"{path}: is the current folder or holds it; name a folder below")
         above = next(parent for parent in place.parents if parent.exists())
         tempfile.TemporaryDirectory(dir=above, prefix=".fmtut-").cleanup()
+    except ModelError:
+        raise
     except (OSError, RuntimeError) as error: # RuntimeError: ~nobody
         raise ModelError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); choose another folder") from None
     except ValueError as error:
-        raise error if isinstance(error, ModelError) else ModelError(f"{str(path)!r}: is no path ({error}); choose another folder") from None
+        raise ModelError(f"{str(path)!r}: is no path ({error}); choose another folder") from None
     return place
 
 # %% ../nbs/33_weights.ipynb #8801bc8d
