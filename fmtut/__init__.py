@@ -3,7 +3,10 @@
 __version__ = "0.1.0"
 
 # What `import fmtut` offers, each loaded on first use: name -> module.
-LAZY = {"doctor": "environment", "Tagger": "ner"}
+LAZY = {
+    "doctor": "environment", "Tagger": "ner",
+    "check": "exercises", "hint": "exercises", "solution": "exercises", "quiz": "exercises", "progress": "exercises",
+}
 
 
 def __getattr__(name):

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-# %% ../nbs/46_decoding.ipynb #60f8f17d
+# %% ../nbs/46_decoding.ipynb #d469f9fa
 LOWEST = -1e6 # no log-probability counts as less
 FORBIDDEN = -1e15 # far below any sum of log-probabilities, and finite: -inf minus -inf would be NaN
 
@@ -28,7 +28,7 @@ def transition_scores(
 
 cached_transition_scores = cache(transition_scores) # the labels are those of one model for thousands of sentences
 
-# %% ../nbs/46_decoding.ipynb #70838fe1
+# %% ../nbs/46_decoding.ipynb #c4f50ac1
 def argmax_decode(
     log_probs: np.ndarray, # of one sentence, shape (words, L)
     labels: list[str], # the L labels

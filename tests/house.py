@@ -18,6 +18,9 @@ HAND_WRITTEN = {"__init__", "__main__", "cli"}
 REQUIREMENTS = "torch transformers tokenizers safetensors numpy scikit-learn matplotlib seqeval ipywidgets tqdm".split()
 LONGEST_MODULE, LONGEST_FUNCTION, LONGEST_CELL, LONGEST_CLASS_CELL = 250, 30, 30, 110
 CODE_CELLS_WITHOUT_PROSE, CELLS_TO_TEST, LARGEST_IMAGE = 6, 3, 100 * 1024
+FOR_LEARNERS = {"check", "hint", "solution", "quiz", "progress"}
+# In ipywidgets 7 and 8 alike; the rest is missing, renamed or drawn differently in one of them.
+CORE_WIDGETS = set("Button Dropdown FloatSlider HBox HTML HTMLMath Image IntSlider Layout Play SelectionSlider Tab Text Textarea VBox".split())
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 DIRECTIVE = re.compile(r"\s*#\s*\|\s*(\w+)(.*)")
 
@@ -112,6 +115,11 @@ class Notebook:
         return self.number < 100 and "solutions/" not in self.path
 
     @property
+    def is_solution(self) -> bool:
+        "Solutions export the checks of their chapter."
+        return self.number < 100 and "solutions/" in self.path
+
+    @property
     def code(self) -> list[Cell]:
         "Code cells."
         return [cell for cell in self.cells if cell.kind == "code"]
@@ -176,6 +184,8 @@ def bad_imports(tree: ast.AST, number: float, chapters: dict[str, int], lazy: se
             bad.append(f"imports {root}, a tool of the authors")
         if root != "fmtut" or not name or name == "checks" or name.startswith("__") and name != "__main__":
             continue
+        if number == 0 and name in FOR_LEARNERS & lazy: # chapter 00 has exercises, and chapter 01 stands behind it
+            continue
         if "*" in rest:
             bad.append("imports *; name what you need")
         elif name in HAND_WRITTEN:
@@ -205,11 +215,11 @@ def module_imports(path: str, source: str, chapters: dict[str, int], lazy: set[s
 
 
 def module_name(notebook: Notebook) -> list[str]:
-    "`NN_name.ipynb` has `#| default_exp name`; other notebooks export nothing."
+    "`NN_name.ipynb` has `#| default_exp name`, its solutions `checks.name`; other notebooks export nothing."
     found = [cell.directives["default_exp"] for cell in notebook.code if "default_exp" in cell.directives]
-    if found == [notebook.stem[3:]] * notebook.is_chapter:
-        return []
-    return [f"{notebook.path}: default_exp is {found}, but the file's name asks for {[notebook.stem[3:]] * notebook.is_chapter}"]
+    name = notebook.stem[3:]
+    wanted = [name] if notebook.is_chapter else [f"checks.{name}"] if notebook.is_solution else []
+    return [] if found == wanted else [f"{notebook.path}: default_exp is {found}, but the file's name asks for {wanted}"]
 
 
 def is_python(notebook: Notebook) -> list[str]:
@@ -235,7 +245,7 @@ def definitions(cell: Cell) -> list[str]:
 def defined_twice(notebooks: list[Notebook]) -> list[str]:
     "Nothing is defined twice among exported cells of the whole course."
     first, bad = {}, []
-    for notebook in notebooks:
+    for notebook in (notebook for notebook in notebooks if not notebook.is_solution): # each has its own EXERCISES and QUIZ
         for cell in (cell for cell in notebook.code if cell.exported):
             for name in definitions(cell):
                 if name in first:
@@ -292,8 +302,10 @@ def mentions(cell: Cell) -> set[str]:
 
 
 def tested(notebook: Notebook) -> list[str]:
-    "Each exported function and class is used in a test within three code cells."
+    "Each exported function and class is used in a test within three code cells; `exercises` looks after solutions."
     bad = []
+    if notebook.is_solution:
+        return bad
     for position, cell in enumerate(notebook.code):
         near = [test for test in notebook.code[position + 1:position + 1 + CELLS_TO_TEST] if is_test(test)]
         seen = set().union(*map(mentions, near))
@@ -394,6 +406,58 @@ def heading(notebook: Notebook) -> list[str]:
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
         bad.append(f"{notebook.path}: its kernel must be python3")
     return bad + [f"{notebook.path}: widget state in the metadata; remove it"] * ("widgets" in notebook.metadata)
+
+
+# Exercises
+
+
+def called_with(notebook: Notebook, function: str) -> list[str]:
+    "First arguments of all calls of `function` that are text, or `EXERCISES[text]`."
+    calls = [node for cell in notebook.code for node in ast.walk(cell.tree) if isinstance(node, ast.Call) and last_name(node.func) == function]
+    firsts = [call.args[0].slice if isinstance(call.args[0], ast.Subscript) else call.args[0] for call in calls if call.args]
+    return [first.value for first in firsts if isinstance(first, ast.Constant)]
+
+
+def given(solutions: Notebook) -> list[str]:
+    "The ids to which a solutions notebook assigns an exercise."
+    targets = [node.targets[0] for cell in solutions.code for node in cell.tree.body if isinstance(node, ast.Assign)]
+    return [t.slice.value for t in targets if isinstance(t, ast.Subscript) and last_name(t.value) == "EXERCISES"]
+
+
+def exercises(chapter: Notebook, solutions: Notebook) -> list[str]:
+    "Each exercise is asked in its chapter, takes its solution, and refuses two wrong answers; the chapter ends with its quiz."
+    ids, number, bad = given(solutions), chapter.stem[:2], []
+    asked = [id for id in called_with(chapter, "check") if re.fullmatch(rf"{number}\.\d+", id)]
+    bad += [f"{solutions.path}: {len(ids)} exercises, 4 to 6 wanted"] * (not 4 <= len(ids) <= 6)
+    bad += [f"{chapter.path}: exercise {id} has no solution" for id in asked if id not in ids]
+    for id in ids:
+        bad += [f"{solutions.path}: exercise {id} is not asked in {chapter.path}"] * (id not in asked)
+        bad += [f"{solutions.path}: exercise {id} needs accepts(EXERCISES[{id!r}])"] * (id not in called_with(solutions, "accepts"))
+        refused = called_with(solutions, "refuses").count(id)
+        bad += [f"{solutions.path}: exercise {id} refuses {refused} wrong answers, 2 at least"] * (refused < 2)
+    return bad + [f"{chapter.path}: needs quiz({number!r})"] * (number not in called_with(chapter, "quiz"))
+
+
+def core_widgets(path: str, tree: ast.Module) -> list[str]:
+    "Only widgets that version 7 and version 8 of ipywidgets draw alike."
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and last_name(node.value) == "widgets" and node.attr[0].isupper()}
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "ipywidgets"]
+    used |= {alias.name for node in imports for alias in node.names}
+    return [f"{path}: {name} is no core widget" for name in sorted(used - CORE_WIDGETS)]
+
+
+def dead_links(notebook: Notebook, root: Path = ROOT) -> list[str]:
+    "Links and pictures that name a file: in prose, and in the HTML of outputs."
+    bad = []
+    for cell in notebook.cells:
+        texts = [re.sub(r"(?s)```.*?```|`[^`\n]*`", "", cell.source)] if cell.kind == "markdown" else []
+        outputs = [output.get("data", {}).get("text/html", "") for output in cell.outputs]
+        links = [link for text in texts for link in re.findall(r"\]\(<?([^)>\s]+)", text)]
+        links += [link for text in texts + ["".join(o) for o in outputs] for link in re.findall(r"""(?:href|src)=["']([^"']+)""", text)]
+        files = [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+        bad += [notebook.at(cell) + f"links to {file}, which is not there" for file in files
+                if not ((root / notebook.path).parent / file).exists()]
+    return bad
 
 
 # What belongs to one machine only

@@ -1,11 +1,14 @@
 "The rules of the house: each notebook and module against each rule, and each rule against a planted violation."
 
+import ast
 import configparser
 import json
 import re
+import shutil
 import subprocess
 import sys
 
+import badges
 import house
 import nbformat.v4 as v4
 import pytest
@@ -19,7 +22,7 @@ GENERATED = {path: text for path, text in MODULES.items()
 LAZY = house.lazy_names(MODULES["fmtut/__init__.py"])
 NOTEBOOK_RULES = [
     house.module_name, house.is_python, house.documentation, house.tested, house.lengths, house.prose, house.unfinished,
-    house.one_sentence_a_line, house.heading, house.no_absolute_path, house.small_images, house.no_network,
+    house.one_sentence_a_line, house.heading, house.no_absolute_path, house.small_images, house.no_network, house.dead_links,
 ]
 parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
 parser.read(house.ROOT / "settings.ini", encoding="utf-8")
@@ -60,6 +63,32 @@ def test_any_module(path):
 
 def test_nothing_is_defined_twice():
     none(house.defined_twice(NOTEBOOKS))
+
+
+SOLUTIONS = {notebook.stem: notebook for notebook in NOTEBOOKS if notebook.is_solution}
+
+
+@pytest.mark.parametrize("stem", SOLUTIONS)
+def test_exercises(stem):
+    chapter = next((n for n in NOTEBOOKS if n.is_chapter and n.stem == stem), None)
+    assert chapter, f"{SOLUTIONS[stem].path} has no chapter"
+    none(house.exercises(chapter, SOLUTIONS[stem]))
+
+
+def test_only_core_widgets():
+    trees = [(f"{n.path} cell {cell.number}", cell.tree) for n in NOTEBOOKS for cell in n.code]
+    none([bad for path, tree in trees for bad in house.core_widgets(path, tree)])
+
+
+def test_badges_are_written_from_settings(tmp_path):
+    shutil.copytree(house.ROOT / "nbs", tmp_path / "nbs")
+    shutil.copy(house.ROOT / "settings.ini", tmp_path)
+    assert badges.write_badges(tmp_path) == [], "run python tests/badges.py"
+    settings = (tmp_path / "settings.ini").read_text()
+    (tmp_path / "settings.ini").write_text(settings.replace(f"user = {SETTINGS['user']}", "user = somebody"))
+    assert len(badges.write_badges(tmp_path)) == len(list((tmp_path / "nbs").glob("*.ipynb")))
+    assert "github/somebody/" in (tmp_path / "nbs" / "00_environment.ipynb").read_text()
+    assert badges.write_badges(tmp_path) == []
 
 
 def test_chapters_have_different_numbers():
@@ -134,7 +163,7 @@ NOTEBOOK_CHECKS = [*NOTEBOOK_RULES, order, twice]
 def test_good_notebook_passes(rule):
     none(rule(planted(
         "from fmtut.environment import raises\nimport fmtut\nfmtut.__version__",
-        "md:It is $x. Y$, `a. B`, e.g. Mr. Smith of the U.S. Army [see. This](a.b).\n1. Why?\n| A. B | C. D |\n## Sources\nA. Then B.",
+        "md:It is $x. Y$, `a. B`, e.g. Mr. Smith of the U.S. Army [see. This](https://a.b).\n1. Why?\n| A. B | C. D |\n## Sources\nA. Then B.",
         'import sys\nif "google.colab" in sys.modules:\n    %pip install -q fmtut',
         "with patch.dict(os.environ, HF_HUB_OFFLINE='1'), raises(OSError):\n    Bert.from_pretrained('gone')",
         "md:Next.", "# network: the hub\nBert.from_pretrained('bert-base-cased')", "Bert.from_pretrained('./model')",
@@ -190,6 +219,9 @@ VIOLATIONS = [
     (house.no_absolute_path, "md:See ~/data.", "holds the path ~/"),
     (house.no_absolute_path, "'C:\\\\data'", "holds the path C:\\"),
     (house.no_absolute_path, "read('../" + "shared/" + "data/x')", "holds the path shared/"),
+    (house.dead_links, "md:See [this](gone.ipynb#part).", "links to gone.ipynb"),
+    (house.dead_links, "md:![a picture](images/gone.png)", "links to images/gone.png"),
+    (house.dead_links, 'md:<a href="gone.ipynb">x</a>', "links to gone.ipynb"),
     (house.no_network, "import requests", "uses requests"),
     (house.no_network, "from urllib import request", "uses urllib.request"),
     (house.no_network, "import urllib\nurllib.request.urlopen(x)", "uses urllib.request"),
@@ -218,6 +250,7 @@ TRACEBACK = v4.new_output("error", ename="E", evalue="", traceback=["/tmp/x.py"]
 
 
 @pytest.mark.parametrize("rule, output, complaint", [
+    (house.dead_links, v4.new_output("display_data", {"text/html": "<a href='gone.html'>x</a>"}), "links to gone.html, which is not there"),
     (house.small_images, PICTURE, "an image of 103 KB, 100 at most"),
     (house.unfinished, TRACEBACK, "its stored output is an error"),
     (house.no_absolute_path, TRACEBACK, "holds the path /tmp/"),
@@ -245,6 +278,49 @@ def test_bad_notebook_is_found(rule, notebook, complaint):
 
 def test_solution_may_import_its_chapter():
     assert order(planted("from fmtut.losses import mse", path="nbs/solutions/12_losses.ipynb")) == []
+
+
+ASKED = planted(*(f"check('12.{n}', ...)" for n in (1, 2, 3, 4)), "quiz('12')")
+ACCEPTED = "accepts(EXERCISES['12.{0}'])\nrefuses(EXERCISES['12.{0}'], 1, 'a')\nrefuses(EXERCISES['12.{0}'], 2, 'b')"
+
+
+def solved(*sources):
+    "A solutions notebook with four good exercises; `sources` replace the cells of the last one."
+    cells = [f"EXERCISES['12.{n}'] = Exercise(f, g, h)\f{ACCEPTED.format(n)}" for n in (1, 2, 3, 4)]
+    return planted(*"\f".join([*cells[:3], *(sources or cells[3:])]).split("\f"), path="nbs/solutions/12_losses.ipynb")
+
+
+@pytest.mark.parametrize("chapter, solutions, complaint", [
+    (ASKED, solved("1"), "3 exercises, 4 to 6 wanted"),
+    (ASKED, solved("1"), "exercise 12.4 has no solution"),
+    (ASKED, solved("EXERCISES['12.5'] = e\f" + ACCEPTED.format(5)), "exercise 12.5 is not asked"),
+    (ASKED, solved("EXERCISES['12.4'] = e\faccepts(EXERCISES['12.4'])\nrefuses(EXERCISES['12.4'], 1, 'a')"), "12.4 refuses 1 wrong answers"),
+    (ASKED, solved("EXERCISES['12.4'] = e"), "12.4 needs accepts"),
+    (planted("quiz('11')"), solved(), "needs quiz('12')"),
+])
+def test_bad_exercise_is_found(chapter, solutions, complaint):
+    assert any(complaint in line for line in house.exercises(chapter, solutions)), house.exercises(chapter, solutions)
+
+
+def test_good_exercises_pass():
+    assert house.exercises(ASKED, solved()) == []
+    solutions = planted(good=["md:# 12 Solutions\n\n> One", "#| default_exp checks.losses"], path="nbs/solutions/12_losses.ipynb")
+    assert house.module_name(solutions) == [] and solutions.is_solution and not solutions.is_chapter
+
+
+@pytest.mark.parametrize("source, names", [
+    ("import ipywidgets as widgets\nwidgets.TagsInput()\nwidgets.HTML()", ["TagsInput"]),
+    ("from ipywidgets import Stack, VBox", ["Stack"]),
+])
+def test_other_widgets_are_found(source, names):
+    assert house.core_widgets("a", ast.parse(source)) == [f"a: {name} is no core widget" for name in names]
+
+
+def test_chapter_00_may_use_the_lazy_names_for_learners():
+    lazy, chapters = {"check", "Tagger"}, {"environment": 0}
+    assert house.bad_imports(ast.parse("import fmtut\nfmtut.check('00.1', 1)"), 0, chapters, lazy) == []
+    assert house.bad_imports(ast.parse("import fmtut\nfmtut.Tagger('x')"), 0, chapters, lazy) != []
+    assert house.bad_imports(ast.parse("import fmtut\nfmtut.check('00.1', 1)"), 12, chapters, lazy) != []
 
 
 def test_reading_finds_notebooks_and_lazy_names(tmp_path):
