@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['word_pieces', 'align_labels', 'windows', 'owned_words', 'encode_sentence', 'merge_windows', 'spread', 'describe']
 
-# %% ../nbs/45_alignment.ipynb #9ed20428
+# %% ../nbs/45_alignment.ipynb #1140dafe
 import re
 from collections import Counter
 
@@ -13,7 +13,7 @@ from .batching import IGNORE_INDEX
 from .conll import Sentence, find_scheme, spans, to_bilou, to_bioes, to_iob1, to_iob2
 from .uncertainty import count_repeats
 
-# %% ../nbs/45_alignment.ipynb #6a17de84
+
 def word_pieces(
     tokenizer, # a fast tokenizer of transformers
     sentences: list[list[str]], # words of each sentence; any string is a word, the empty one too
@@ -31,7 +31,7 @@ def word_pieces(
             result[number][word].append(piece)
     return result
 
-# %% ../nbs/45_alignment.ipynb #f23ab62f
+# %% ../nbs/45_alignment.ipynb #1fae3275
 def align_labels(
     sizes: list[int], # pieces of each word, at least 1
     labels: list[int], # of each word; -100 for a word that is only context
@@ -39,12 +39,14 @@ def align_labels(
     "The word's label on its first piece, -100 on the rest (BERT paper, section 5.3)."
     return [value for size, label in zip(sizes, labels) for value in [label] + [IGNORE_INDEX] * (size - 1)]
 
-# %% ../nbs/45_alignment.ipynb #1c7c28e4
+# %% ../nbs/45_alignment.ipynb #252484f6
 def windows(
     sizes: list[int], # pieces of each word, from 1 to `capacity`
     capacity: int, # pieces that a window can hold
 ) -> list[tuple[int, int]]: # (first word, end word) of each window, in order
-    "Overlapping word ranges that cover the sentence, none with more than `capacity` pieces."
+    "Overlapping word ranges that cover the sentence, none above `capacity`; `ValueError` for a word that fits no window."
+    if max(sizes, default=0) > capacity:
+        raise ValueError(f"a word of {max(sizes)} pieces, but a window holds {capacity}; cut the word first")
     ranges, start = [], 0
     while start < len(sizes):
         end, used = start, 0
@@ -61,7 +63,7 @@ def windows(
             room -= sizes[start]
     return ranges
 
-
+# %% ../nbs/45_alignment.ipynb #e41c838e
 def owned_words(
     ranges: list[tuple[int, int]], # from `windows`
 ) -> list[tuple[int, int]]: # for each window the words that it answers for
@@ -72,7 +74,7 @@ def owned_words(
     borders = [0, *middles, ranges[-1][1]]
     return list(zip(borders, borders[1:]))
 
-# %% ../nbs/45_alignment.ipynb #4091c4c6
+# %% ../nbs/45_alignment.ipynb #e1e1fbf2
 def encode_sentence(
     pieces: list[list[int]], # of each word, from `word_pieces`
     labels: list[int], # of each word
@@ -93,7 +95,7 @@ def encode_sentence(
         })
     return examples
 
-
+# %% ../nbs/45_alignment.ipynb #0177744c
 def merge_windows(
     examples: list[dict[str, list[int]]], # of one sentence, encoded with the word numbers 0, 1, 2, ... as labels
     outputs: list[list], # for each example, one output a piece
@@ -103,14 +105,14 @@ def merge_windows(
              for word, output in zip(example["labels"], rows) if word != IGNORE_INDEX]
     return [output for _, output in sorted(pairs, key=lambda pair: pair[0])]
 
-# %% ../nbs/45_alignment.ipynb #5d639f5d
+# %% ../nbs/45_alignment.ipynb #9ce43003
 def spread(
     values: list[int], # at least one
 ) -> dict: # mean, median, longest
     "Mean, median and largest of some lengths."
     return {"mean": sum(values) / len(values), "median": sorted(values)[len(values) // 2], "longest": max(values)}
 
-
+# %% ../nbs/45_alignment.ipynb #e08dc7ad
 def describe(
     sentences: list[Sentence], # at least one, tags in any scheme
     tokenizer, # whose pieces are counted

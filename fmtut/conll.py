@@ -8,7 +8,7 @@ __all__ = ['TAG', 'ABBREVIATIONS', 'URL', 'PIECE', 'KEEP_START', 'DOTTED', 'WORD
            'write_conll', 'spans', 'write_tags', 'to_iob2', 'to_bioes', 'to_bilou', 'to_iob1', 'find_scheme',
            'normalise', 'is_punctuation', 'keeps_stop', 'peel_start', 'peel_end', 'split_words']
 
-# %% ../nbs/41_conll.ipynb #7407c286
+# %% ../nbs/41_conll.ipynb #201eda70
 import re
 import sys
 import unicodedata
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-# %% ../nbs/41_conll.ipynb #1cfdf292
+# %% ../nbs/41_conll.ipynb #f6fcc57e
 class DataError(ValueError):
     "A file that cannot be used as it is; the message says where and what to do."
 
@@ -41,7 +41,7 @@ class Sentence:
         "`file:line` of a word, for error messages."
         return f"{self.file or 'sentence'}:{self.line + word}"
 
-# %% ../nbs/41_conll.ipynb #4c0295b1
+# %% ../nbs/41_conll.ipynb #666cedb7
 def numbered_lines(
     stream: BinaryIO, # an open binary file
     name: str, # how errors call it
@@ -70,7 +70,7 @@ def numbered_lines(
             number += 1
             yield number, line
 
-# %% ../nbs/41_conll.ipynb #f80a7ef5
+# %% ../nbs/41_conll.ipynb #f99ed9c9
 def open_binary(path: str | Path): # a file, or "-" for standard input
     "A context with the file's bytes; `DataError` in one line where it cannot be opened."
     if str(path) == "-" and sys.stdin is not None: # None: closed by the caller
@@ -80,7 +80,7 @@ def open_binary(path: str | Path): # a file, or "-" for standard input
     except (OSError, ValueError, RuntimeError) as error: # a NUL character in the path, ~nobody
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; check the path") from None
 
-# %% ../nbs/41_conll.ipynb #3cac0110
+# %% ../nbs/41_conll.ipynb #3ebb1b76
 @dataclass(frozen=True)
 class Columns:
     "Where words and tags stand in a file. `tag_column=None` reads words alone; negative numbers count from the end."
@@ -99,7 +99,7 @@ def split_columns(line: str, tabbed: bool) -> list[str]: # without its line end;
     "Cuts at each tab, or at runs of blanks; every other kind of white space belongs to a word."
     return line.split("\t") if tabbed else re.split(" +", line.strip(" "))
 
-# %% ../nbs/41_conll.ipynb #4f0f1ab6
+# %% ../nbs/41_conll.ipynb #80b1bea1
 def read_row(
     line: str, # a line with data
     tabbed: bool, # is the file tab-separated?
@@ -123,7 +123,7 @@ def read_row(
         raise DataError(f"tag {tag!r} is not O or B-, I-, E-, S-, L-, U- and a type; is tag_column= (--tag-column) right?")
     return word, tag
 
-# %% ../nbs/41_conll.ipynb #41b93c31
+# %% ../nbs/41_conll.ipynb #a3b971da
 def stream_conll(
     lines: Iterable[tuple[int, str]], # numbered lines
     name: str, # the file, for errors
@@ -153,7 +153,7 @@ def stream_conll(
     if words:
         yield Sentence(words, tags, document, start, name)
 
-# %% ../nbs/41_conll.ipynb #666cedb7
+# %% ../nbs/41_conll.ipynb #9322ed24
 def read_conll(
     path: str | Path, # a file in columns
     columns: Columns = Columns(), # where words and tags stand
@@ -165,7 +165,7 @@ def read_conll(
         raise DataError(f"{path}: 0 sentences; one word a line with its tag in the last column is expected")
     return sentences
 
-# %% ../nbs/41_conll.ipynb #8f781523
+# %% ../nbs/41_conll.ipynb #0e93432d
 def write_conll(
     path: str | Path, # replaced if it exists
     sentences: Iterable[Sentence], # documents become -DOCSTART- lines
@@ -181,7 +181,7 @@ def write_conll(
         text.append("".join(f"{w}\t{t}\n" for w, t in zip(sentence.words, sentence.tags)) + "\n")
     Path(path).write_text("".join(text), encoding="utf-8", newline="")
 
-# %% ../nbs/41_conll.ipynb #4b8b6f3c
+# %% ../nbs/41_conll.ipynb #5ec88b41
 def spans(tags: list[str]) -> list[tuple[str, int, int]]: # of one sentence, in any scheme
     "Entities (type, first word, end word), end exclusive, by the rule of conlleval (Tjong Kim Sang, De Meulder 2003)."
     entities, before, before_type = [], "O", ""
@@ -195,7 +195,7 @@ def spans(tags: list[str]) -> list[tuple[str, int, int]]: # of one sentence, in 
         before, before_type = letter, entity_type
     return [tuple(entity) for entity in entities]
 
-# %% ../nbs/41_conll.ipynb #a3b971da
+# %% ../nbs/41_conll.ipynb #bbca2d54
 def write_tags(
     entities: list[tuple[str, int, int]], # not overlapping, in order
     length: int, # number of words
@@ -209,7 +209,7 @@ def write_tags(
         tags[start:end] = [f"{letter}-{entity_type}" for letter in inner]
     return tags
 
-
+# %% ../nbs/41_conll.ipynb #5b8905bd
 def to_iob2(tags: list[str]) -> list[str]: # in any scheme
     "The same entities, each opened by B-: the scheme of training and evaluation here."
     return write_tags(spans(tags), len(tags))
@@ -234,7 +234,7 @@ def to_iob1(tags: list[str]) -> list[str]: # in any scheme
             written[start] = f"B-{entity_type}"
     return written
 
-# %% ../nbs/41_conll.ipynb #289e4529
+# %% ../nbs/41_conll.ipynb #d0554d99
 def find_scheme(sentences: Iterable[Sentence]) -> str: # tags as written
     "IOB1, IOB2, BIOES, BILOU or ill-formed IOB, told from the letters and what a conversion leaves unchanged."
     used = [sentence.tags for sentence in sentences]
@@ -245,7 +245,7 @@ def find_scheme(sentences: Iterable[Sentence]) -> str: # tags as written
         return "IOB2"
     return "IOB1" if all(to_iob1(tags) == tags for tags in used) else "ill-formed IOB"
 
-
+# %% ../nbs/41_conll.ipynb #02083555
 def normalise(
     sentences: list[Sentence], # tags in any scheme
     name: str, # "train", "dev", ...: the start of the printed line
@@ -256,7 +256,7 @@ def normalise(
     print(f"{name}: {len(sentences):,} sentences, {find_scheme(sentences)}, {changed:,} tags changed to IOB2")
     return converted
 
-# %% ../nbs/41_conll.ipynb #0e93432d
+# %% ../nbs/41_conll.ipynb #cb994885
 ABBREVIATIONS = set("""Mr Mrs Ms Dr Prof Sen Rep Gov Gen Col Capt Lt Sgt Rev Hon St Mt Ft Jr Sr Inc Corp Co Ltd Bros No vs etc
     Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Wed Thu Fri Sat Sun Ave Blvd Rd Dept Univ Assn approx est""".split())
 URL = r"(?:https?://|www\.)(?:(?!\.\.)\S)+"
@@ -264,7 +264,7 @@ PIECE = re.compile(rf"(?P<run>—+|--+|\.\.+)|{URL}|(?:(?!—|--|\.\.)\S)+")
 KEEP_START = re.compile(rf"{URL}|[-+]?[.,]?\d|[@#]\w|['’][sS](?!\w)")
 DOTTED, WORD_CHARACTER = re.compile(r"(?:[^\W\d_]{1,2}\.){2,}"), re.compile(r"\w")
 
-
+# %% ../nbs/41_conll.ipynb #4eb4d112
 def is_punctuation(character: str) -> bool: # one character
     "True for what is peeled from a word's ends: punctuation and currency signs, by Unicode category."
     category = unicodedata.category(character)
@@ -276,7 +276,7 @@ def keeps_stop(word: str, last: bool) -> bool: # a word with a final stop; is it
     abbreviation = word[:-1] in ABBREVIATIONS or len(word) == 2 and word[0].isupper()
     return bool(DOTTED.fullmatch(word)) or abbreviation and not last
 
-# %% ../nbs/41_conll.ipynb #5ec88b41
+# %% ../nbs/41_conll.ipynb #dd20b055
 def peel_start(text: str, start: int, end: int) -> int: # a piece without white space is text[start:end]
     "Length of the word to peel: 1 for a sign; 0 for a letter, a number's sign, a @name, a URL, a lone 's."
     return int(is_punctuation(text[start]) and not KEEP_START.match(text, start, end))
@@ -292,7 +292,7 @@ def peel_end(text: str, start: int, end: int) -> int: # a piece without white sp
         return 0
     return 0 if text[end - 1] == ")" and text.find("(", start, end) >= 0 and re.match(URL, text[start:end]) else 1
 
-
+# %% ../nbs/41_conll.ipynb #9b454e0a
 def split_words(text: str) -> list[tuple[str, int, int]]: # any text
     "(word, start, end) in order, word == text[start:end]; all that is lost is white space."
     words = []
