@@ -9,7 +9,7 @@ __all__ = ['EXERCISES', 'QUIZ', 'solve_21_1', 'solve_21_2', 'solve_21_3', 'judge
 # %% ../../nbs/solutions/21_batching.ipynb #74088e40
 import math
 import random
-from itertools import combinations, product
+from itertools import combinations
 
 from ..exercises import Exercise, Question, sealed
 

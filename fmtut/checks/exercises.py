@@ -149,7 +149,7 @@ QUIZ = [
     Question(
         "A value with two digits is sealed. Why are its neighbours tried?",
         right="a rounded step before the last may move the last digit", why="0.3125 and 0.315 are the same work with another rounding; 0.01 must not decide.",
-        wrong={"a seal stores only two digits": "A seal stores a hash of the text, whatever its length.",
+        wrong={"a seal can store no more than two digits of a number": "A seal stores a hash of the text, whatever its length.",
                "a close answer deserves half a point": "There are no points; a wrong value two hundredths away is refused."},
     ),
     Question(
