@@ -1,5 +1,6 @@
 # make ner    train, evaluate and try a named-entity tagger
 # make test   every check this project has
+# make lab    the course in JupyterLab, from its start page
 # The first call builds .venv; nothing else has to be installed by hand.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: ner test check lab setup clean
+.PHONY: ner test check lab setup badges picture clean
 .DEFAULT_GOAL := ner
 
 ner: .venv/.ok
@@ -25,9 +26,17 @@ check: .venv/.ok
 	@python tests/run.py check
 
 lab: .venv/.ok
-	jupyter lab --notebook-dir=nbs $(if $(filter 0,$(shell id -u)),--allow-root)
+	jupyter lab --notebook-dir=. nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 setup: .venv/.ok
+
+# After a change of the address in settings.ini, and for a new notebook.
+badges: .venv/.ok
+	@python tests/badges.py
+
+# The README's picture, from the stored results.
+picture: .venv/.ok
+	@python docs/picture.py
 
 # Debian's python3 may lack venv and refuses `pip install`; virtualenv in a folder of its own works there.
 # torch goes first and alone, so that no later requirement pulls in another build.

@@ -20,6 +20,7 @@ EPILOG = """examples:
   fmtut ner evaluate --model my-tagger --data test.conll --json scores.json
   echo "Ana Okafor flew to Lund." | fmtut ner predict --model my-tagger --input - --format color
   fmtut ner inspect --train train.conll --dev dev.conll
+  fmtut check-notebook handed-in/*.ipynb
 
 exit codes: 0 done, 1 an error of the run, 2 a command that cannot be meant, 130 interrupted
 """
@@ -94,6 +95,11 @@ def build_parser(argv):
     parser.set_defaults(run=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     command(commands, "doctor", doctor, "check Python, packages, device, write access and network")
+    grading = command(commands, "check-notebook", check_notebooks,
+                      "run handed-in notebooks and say which exercises are right (it runs their code, with your rights)",
+                      "fmtut check-notebook handed-in/*.ipynb --json > class.json")
+    grading.add_argument("files", nargs="+", metavar="FILE.ipynb", help="a learner's notebook")
+    grading.add_argument("--json", action="store_true", help="print the rows as JSON")
     group = commands.add_parser("ner", help="named-entity recognition: train, evaluate, predict, inspect, demo", epilog=EPILOG,
                                 formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     group.set_defaults(run=None, parser=group)
@@ -242,6 +248,16 @@ def doctor(args):
     from fmtut.environment import doctor
 
     return 0 if doctor() else 1
+
+
+def check_notebooks(args):
+    "One row a notebook; exit code 1 if one of them could not be run to its end."
+    from fmtut.grading import check_notebook, roll
+
+    print(f"running the code of {len(args.files)} notebook{'s' * (len(args.files) > 1)} with your rights", file=sys.stderr, flush=True)
+    rows = [check_notebook(file) for file in args.files]
+    print(json.dumps(rows, indent=1) if args.json else roll(rows))
+    return 1 if any(row["problem"] for row in rows) else 0
 
 
 def ner_train(args):

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+
+from fmtut.environment import CHAPTERS, chapter_state
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,9 +41,24 @@ def test_two_commands_come_first():
 def test_files_and_chapters_that_it_names_exist():
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
-    for number, name in re.findall(r"\b(\d\d) ([a-z_]+)\b(?=[^|]*\|)", README):
-        if list((ROOT / "nbs").glob(f"{number}_*.ipynb")):
-            assert (ROOT / "nbs" / f"{number}_{name}.ipynb").exists(), (number, name)
+
+
+def test_the_table_says_what_is_there():
+    for chapter in CHAPTERS.values():
+        name, state = f"{chapter.number} {chapter.name}", chapter_state(chapter)
+        link = f"[{name}](nbs/{chapter.number}_{chapter.name}.ipynb)"
+        assert {"lesson": link, "code": f"{link} (code)", "planned": f"*{name}*"}[state] in README, f"{name} is {state}"
+        assert state == "code" or f"{link} (code)" not in README, f"{name} is {state}"
+
+
+@pytest.mark.parametrize("page", ["00_environment", "index"])
+def test_stored_maps_say_what_is_there(page):
+    notebook = nbformat.read(ROOT / "nbs" / f"{page}.ipynb", as_version=4)
+    html = "".join("".join(output.get("data", {}).get("text/html", "")) for cell in notebook.cells for output in cell.get("outputs", []))
+    for chapter in CHAPTERS.values():
+        name, state = f"{chapter.number} {chapter.name}", chapter_state(chapter)
+        assert (f"{name} (planned)" in html) == (state == "planned"), f"run nbs/{page}.ipynb again: {name} is {state}"
+        assert (f"{name}</a> (code only)" in html) == (state == "code"), f"run nbs/{page}.ipynb again: {name} is {state}"
 
 
 @pytest.fixture(scope="module")
