@@ -25,7 +25,7 @@ EPILOG = """examples:
 exit codes: 0 done, 1 an error of the run, 2 a command that cannot be meant, 130 interrupted
 """
 OURS = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "special_tokens_map.json", "vocab.txt",
-        "recipe.json", "report.json", "history.json", "demo.json"] # what a model folder holds
+        "recipe.json", "report.json", "history.json", "demo.json", "report.html", ".report.html.*"] # what a model folder holds
 COLORS = {"PER": 34, "ORG": 31, "LOC": 32, "MISC": 35}
 
 
@@ -114,7 +114,7 @@ def add_ner(commands, argv):
     for split, use in [("train", "training"), ("dev", "choosing the best epoch"), ("test", "the final score")]:
         train.add_argument(f"--{split}", metavar="FILE", help=f"sentences for {use}")
     train.add_argument("--model", metavar="NAME_OR_DIR", help="BERT to start from: a folder or a name on the hub (default: a small one from scratch)")
-    train.add_argument("--out", metavar="DIR", required=True, help="folder for model, report.json and history.json")
+    train.add_argument("--out", metavar="DIR", required=True, help="folder for model, report.html, report.json and history.json")
     train.add_argument("--overwrite", action="store_true", help="replace an earlier model in --out")
     evaluate = command(commands, "evaluate", ner_evaluate, "score a tagger on a labelled file",
                        "fmtut ner evaluate --model my-tagger --data test.conll --json scores.json")
@@ -240,6 +240,20 @@ def write_json(path, content):
         raise RunError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def write_page(args, model, tokenizer, splits):
+    "Writes report.html with the worst sentences of the last split; returns the line that names it, or why there is none."
+    name = list(splits)[-1] # test where there is one
+    try:
+        from fmtut.errors import write_page
+
+        page = write_page(args.out, model, tokenizer, {name: splits[name]})
+        return f"open in a browser: {Path(args.out) / page.name}"
+    except (Exception, KeyboardInterrupt) as error: # the model is safe by now, and nothing may hide that
+        if args.debug:
+            raise
+        return f"warning: report.html was not written ({type(error).__name__}: {' '.join(str(error).split()) or 'no message'})"
+
+
 # --- the commands ------------------------------------------------------------------------------
 
 
@@ -279,7 +293,8 @@ def ner_train(args):
     scores = train_to_folder(model.to(device), tokenizer, splits, recipe, args.out)
     for name, score in scores.items():
         print(f"\n{name}\n{format_report(score)}")
-    print(f"model, report.json and history.json are in {args.out}\ntag a text: {program()} ner predict --model {args.out} --input FILE")
+    page = write_page(args, model, tokenizer, splits)
+    print(f"model, report.json and history.json are in {args.out}\n{page}\ntag a text: {program()} ner predict --model {args.out} --input FILE")
 
 
 def ner_evaluate(args):
@@ -400,7 +415,8 @@ def ner_demo(args):
     fresh = [s.words for s in generate(60, seed=recipe.seed + 2026) if len(s.words) > 9 and set(s.tags) - {"O"}][:3]
     for result in tagger(fresh):
         print(" ", color(result, codes=sys.stdout.isatty()))
-    print(f"\nmodel, report.json and history.json are in {args.out}\ntag your own text:\n"
+    page = write_page(args, model, tokenizer, splits)
+    print(f"\nmodel, report.json and history.json are in {args.out}\n{page}\ntag your own text:\n"
           f'  echo "Your sentence." | {program()} ner predict --model {args.out} --input - --format color')
 
 

@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from io import BytesIO, TextIOWrapper
 
 import pytest
 
 from fmtut.conll import read_conll
 
-COMMANDS = [[], ["ner"], ["ner", "train"], ["ner", "evaluate"], ["ner", "predict"], ["ner", "inspect"], ["ner", "demo"], ["doctor"]]
+COMMANDS = [[], ["ner"], ["ner", "train"], ["ner", "evaluate"], ["ner", "predict"], ["ner", "inspect"], ["ner", "demo"], ["doctor"],
+            ["check-notebook"]]
 
 
 def process(*arguments, **options):
@@ -75,7 +78,8 @@ def test_train_evaluate_predict_round(fmtut, corpus, tmp_path):
     code, printed, err = fmtut(*arguments)
     assert code == 0, err
     assert "epoch 20/20" in printed and "fmtut ner predict --model" in printed
-    assert {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "report.json", "history.json"} <= {p.name for p in out.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "report.json", "history.json", "report.html"} <= {p.name for p in out.iterdir()}
+    assert f"open in a browser: {out / 'report.html'}\n" in printed
     report, history = json.loads((out / "report.json").read_text()), json.loads((out / "history.json").read_text())
     assert set(report) == {"dev", "test"} and len(history["epochs"]) == 20
     assert json.loads((out / "recipe.json").read_text())["epochs"] == 20
@@ -100,6 +104,78 @@ def test_train_evaluate_predict_round(fmtut, corpus, tmp_path):
     assert fmtut(*arguments, "--overwrite")[0] == 0
     assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+class Elements(HTMLParser):
+    "The tags, attributes and text of a page; fails where tags do not balance."
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], set(), [], ""
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += attributes
+        if tag != "meta" and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes): self.handle_starttag(tag, attributes)
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+    def handle_data(self, data): self.text += data
+
+
+HOSTILE = ["<script>alert(1)</script>", '"><img/src=x/onerror=alert(2)>', "</style></title><b>", "&amp;", "http://example.com/x.js", "x" * 5000, "שלום"]
+
+
+def test_report_page(fmtut, corpus, tmp_path):
+    "One file that needs no other, holds the scores of report.json, and shows what the data says without obeying it."
+    data, out = tmp_path / "a&b<i>.conll", tmp_path / "<b>tagger & co"
+    data.write_text(corpus.read_text() + "\n" + "".join(f"{word}\tB-R&D<i>\n" for word in HOSTILE), encoding="utf-8")
+    code, printed, err = fmtut("ner", "train", "--train", data, "--dev", data, "--test", data, "--out", out, "--epochs", 2)
+    assert code == 0 and not err and f"open in a browser: {out / 'report.html'}\n" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    report, history = json.loads((out / "report.json").read_text()), json.loads((out / "history.json").read_text())
+    best = max(history["epochs"], key=lambda row: row["score"])
+    elements = Elements(page)
+    assert not elements.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "image", "use"}
+    assert not {name for name, _ in elements.attributes if name.startswith("on") or name in ("src", "srcset", "data", "action", "xlink:href")}
+    assert all(value.startswith("#") for name, value in elements.attributes if name == "href")
+    assert "url(" not in page and "@import" not in page and len(page) < 100_000
+    for word in [*HOSTILE[:5], HOSTILE[6], "R&D<i>", "a&b<i>.conll:14", "<b>tagger & co", "learning_rate",
+                 f"best after epoch {best['epoch']}", f"epoch {best['epoch']}: {best['score']:.3f}"]:
+        assert word in elements.text, word
+    for scores in report.values():
+        for number in [scores["entity"]["micro"]["f1"], scores["strict"]["micro"]["f1"], scores["word"]["accuracy"],
+                       *(row[key] for row in [*scores["entity"]["types"].values(), scores["entity"]["macro"]] for key in ("precision", "recall", "f1"))]:
+            assert f"{number:.3f}" in elements.text
+    (out / ".report.html.1").write_text("half a page") # as a kill in mid-writing leaves it
+    assert fmtut("ner", "train", "--train", data, "--dev", data, "--out", out, "--epochs", 1, "--overwrite")[0] == 0
+    assert [path.name for path in out.iterdir() if "report" in path.name and "json" not in path.name] == ["report.html"]
+    assert "Worst sentences of dev" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("<no\npage>")], ids=repr)
+def test_a_page_that_cannot_be_written_costs_no_model(fmtut, corpus, tmp_path, monkeypatch, error):
+    import fmtut.errors as errors
+
+    def fail(*_): raise error
+    monkeypatch.setattr(errors, "report_page", fail)
+    out = tmp_path / "out"
+    code, printed, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--out", out, "--epochs", 1)
+    assert code == 0 and not err and f"warning: report.html was not written ({type(error).__name__}: " in printed and "open in a browser" not in printed
+    assert "ner predict --model" in printed and not list(out.glob("*report.html*"))
+    assert fmtut("ner", "evaluate", "--model", out, "--data", corpus)[0] == 0
+
+
+@pytest.mark.slow
+def test_demo_writes_the_page_too(fmtut, tmp_path):
+    out = tmp_path / "out"
+    for _ in "12": # the second run replaces the first, page and all
+        code, printed, err = fmtut("ner", "demo", "--out", out, "--sentences", 50, "--epochs", 1)
+        assert code == 0 and f"open in a browser: {out / 'report.html'}\n" in printed, err
+    assert "Worst sentences of test" in Elements((out / "report.html").read_text(encoding="utf-8")).text
 
 
 def test_predict_formats(fmtut, model_dir, tmp_path):
@@ -306,3 +382,28 @@ def test_help_is_fast():
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "fmtut", "--help"], capture_output=True, check=True)
     assert time.perf_counter() - start < 2 # no torch
+
+
+def notebook_with(path, *sources):
+    "A handed-in notebook with these code cells."
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": source} for source in sources]}))
+    return path
+
+
+def test_check_notebook_prints_one_row_a_learner(fmtut, tmp_path):
+    ana = notebook_with(tmp_path / "ana.ipynb", "from fmtut.exercises import check", "check('46.1', 14 * 81)", "check('46.2', 81)")
+    code, out, err = fmtut("check-notebook", ana)
+    assert code == 0 and "running the code of 1 notebook with your rights" in err
+    assert re.search(r"ana.ipynb  1 of 5 right  wrong: 46.2  not answered: 46.3 46.4 46.5", out)
+    (tmp_path / "ben.ipynb").write_text("no notebook")
+    code, out, err = fmtut("check-notebook", ana, tmp_path / "ben.ipynb", "--json")
+    assert code == 1 and [row["solved"] for row in json.loads(out)] == [["46.1"], []]
+    assert json.loads(out)[1]["problem"] == "is no notebook"
+
+
+def test_check_notebook_leaves_the_teachers_progress_alone(fmtut, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMTUT_HOME", str(tmp_path / "home"))
+    notebook = notebook_with(tmp_path / "a.ipynb", "from fmtut.exercises import check; check('46.1', 1134); open('left', 'w')")
+    before = sorted(tmp_path.iterdir())
+    assert fmtut("check-notebook", notebook)[0] == 0
+    assert sorted(tmp_path.iterdir()) == before

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from fmtut.environment import CHAPTERS, chapter_state
+from fmtut.environment import CHAPTERS, chapter_state, load_result
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +60,17 @@ def test_stored_maps_say_what_is_there(page):
         name, state = f"{chapter.number} {chapter.name}", chapter_state(chapter)
         assert (f"{name} (planned)" in html) == (state == "planned"), f"run nbs/{page}.ipynb again: {name} is {state}"
         assert (f"{name}</a> (code only)" in html) == (state == "code"), f"run nbs/{page}.ipynb again: {name} is {state}"
+
+
+def test_picture_is_drawn_by_its_command(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "docs" / "picture.py", tmp_path / "drawn.png"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    drawn, stored = (plt.imread(path) for path in (tmp_path / "drawn.png", ROOT / "docs" / "tagger.png"))
+    assert abs(drawn.shape[1] - stored.shape[1]) < 40 and abs(float(drawn.mean() - stored.mean())) < 0.02 # fonts differ a little
+    assert (ROOT / "docs" / "tagger.png").stat().st_size < 100 * 1024
+    stored = load_result("47_ner")
+    scores = [sum(stored["f1"]["test"]) / 5, stored["baselines"]["linear"], stored["baselines"]["dictionary"]]
+    assert "small BERT {:.2f}, linear model {:.2f}, dictionary {:.2f}".format(*scores) in README # the picture's alt text
 
 
 @pytest.fixture(scope="module")
