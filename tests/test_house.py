@@ -12,6 +12,7 @@ import badges
 import house
 import nbformat.v4 as v4
 import pytest
+import shape
 
 NOTEBOOKS = house.read_notebooks()
 CHAPTERS = house.chapter_numbers(NOTEBOOKS)
@@ -73,6 +74,15 @@ def test_exercises(stem):
     chapter = next((n for n in NOTEBOOKS if n.is_chapter and n.stem == stem), None)
     assert chapter, f"{SOLUTIONS[stem].path} has no chapter"
     none(house.exercises(chapter, SOLUTIONS[stem]))
+
+
+@pytest.mark.parametrize("stem", SOLUTIONS)
+def test_shape_of_a_lesson(stem):
+    "Wide bounds around what a chapter aims at; `python tests/shape.py` prints the numbers."
+    found = shape.shape(next(n for n in NOTEBOOKS if n.is_chapter and n.stem == stem))
+    assert 40 <= found.cells <= 125 and found.longest_run <= 6, found
+    assert 0.38 <= found.prose_share <= 0.56 and 1400 <= found.words <= 3000, found
+    assert found.plots >= 3 and found.tested == found.exports, found
 
 
 def test_only_core_widgets():

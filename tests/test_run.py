@@ -52,3 +52,16 @@ def test_modules_and_notebooks_out_of_step_are_named(tree):
     book.cells[1]["metadata"] = {"scrolled": True}
     nbformat.write(book, path)
     assert "nbs/16_regularization.ipynb" in run.check_clean()
+
+
+def test_state_of_widgets_is_removed_and_nothing_else(tree, capsys):
+    path = tree / "nbs" / "16_regularization.ipynb"
+    clean = path.read_text(encoding="utf-8")
+    run.remove_widget_state()
+    assert path.read_text(encoding="utf-8") == clean and capsys.readouterr().out == ""
+    book = nbformat.reads(clean, as_version=4)
+    book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"a": {}}}}
+    nbformat.write(book, path)
+    run.remove_widget_state()
+    assert path.read_text(encoding="utf-8") == clean
+    assert capsys.readouterr().out == "removed the state of widgets from nbs/16_regularization.ipynb\n"
