@@ -4,7 +4,8 @@
 # The first call builds .venv; nothing else has to be installed by hand.
 
 PYTHON ?= python3
-# CPU build by default. For CUDA: make setup TORCH="torch>=2.6"
+# What the registry holds under this name: on Linux usually the CUDA build, which runs on CPUs, too.
+# The smaller CPU build, and how to choose: chapter 00. Another build: rm -rf .venv; make setup TORCH="torch>=2.6"
 TORCH  ?= torch==2.13.0
 OUT    ?= runs/ner
 ARGS   ?=

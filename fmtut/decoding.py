@@ -12,7 +12,7 @@ import numpy as np
 
 # %% ../nbs/46_decoding.ipynb #d469f9fa
 LOWEST = -1e6 # no log-probability counts as less
-FORBIDDEN = -1e15 # far below any sum of log-probabilities, and finite: -inf minus -inf would be NaN
+FORBIDDEN = -1e15 # far below any sum of log-probabilities, and finite, so that hopeless paths still compare
 
 
 def transition_scores(

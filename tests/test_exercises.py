@@ -1,12 +1,20 @@
 "The exercises as a learner meets them: from the package, with a progress file of their own."
 
 import importlib
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import nbformat
 import pytest
 
 from fmtut.environment import CHAPTERS, chapter_state
+from fmtut.exercises import quiz_text
 
+ROOT = Path(__file__).resolve().parent.parent
 LESSONS = [chapter for chapter in CHAPTERS.values() if chapter_state(chapter) == "lesson"]
 
 
@@ -37,9 +45,25 @@ def test_exercises_have_hints_that_do_not_answer(chapter):
         assert id.startswith(chapter.number + ".") and len(exercise.hint.split()) >= 4, id
 
 
-def test_lessons_are_loaded_when_asked():
-    import subprocess
-    import sys
+@pytest.mark.parametrize("chapter", LESSONS, ids=lambda chapter: chapter.number)
+def test_stored_quiz_is_the_one_that_is_checked(chapter):
+    notebook = nbformat.read(ROOT / "nbs" / f"{chapter.number}_{chapter.name}.ipynb", as_version=4)
+    texts = [output.data["text/plain"] for cell in notebook.cells if cell.cell_type == "code" and "quiz(" in cell.source
+             for output in cell.outputs if "data" in output and "text/plain" in output.data]
+    assert quiz_text(chapter.number) in texts, "run the chapter again: its stored quiz is another one"
 
+
+def test_lessons_are_loaded_when_asked():
     code = "import fmtut, sys; fmtut.check; print(sorted(name for name in sys.modules if name.startswith('fmtut.checks') or name == 'torch'))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_threads_and_processes_leave_a_whole_file(tmp_path):
+    code = """if True:
+        import threading
+        from fmtut.exercises import record
+        for number in range(3): threading.Thread(target=lambda id=f"01.{number}": [record(id, True) for _ in range(20)]).start()"""
+    environment = os.environ | {"FMTUT_HOME": str(tmp_path)}
+    children = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) for _ in range(3)]
+    assert all(child.communicate()[0] == b"" for child in children), "a half-written file was read"
+    assert json.loads((tmp_path / "progress.json").read_text()) and [path.name for path in tmp_path.iterdir()] == ["progress.json"]

@@ -48,6 +48,7 @@ EXERCISES["46.2"] = Exercise(
     judge=sealed("46.2", 0, "ea6eb27961ff", {
         "b7bb42adf8ee": "these are all sequences of O, B and I; not all are legal",
         "9141766896ca": "these are the sequences of three words",
+        "b183d6a81e64": "these are all sequences of three words; four were asked, and only the legal ones",
         "46ca73d41816": "these are the sequences of five words",
         "920b29ca51a7": "the first word cannot be I, but later O I is out, too",
     }),
@@ -64,6 +65,7 @@ def judge_46_3(count_illegal): # the learner's function
         (["I-PER", "O"], 1, "I-PER at the start is illegal: nothing precedes"),
         (["B-LOC", "I-PER"], 1, "I-PER after B-LOC is illegal: the types differ"),
         (["O", "I-PER", "I-PER"], 1, "the second I-PER of O I-PER I-PER follows an I-PER, which is allowed: count 1"),
+        (["I-PER", "O", "I-LOC", "I-LOC"], 2, "I-PER O I-LOC I-LOC has two illegal tags: count all of them"),
         (["B-PER", "B-PER"], 0, "B-PER after B-PER is legal: two names stand side by side"),
         (["B-X-Y", "I-X-Y", "I-X"], 1, "a type may contain a hyphen: I-X after I-X-Y is illegal"),
         ([], 0, "an empty sentence has no illegal tag"),
@@ -99,7 +101,7 @@ def judge_46_4(may_follow): # the learner's function
         ("O", "E-PER"): "E-PER must not follow O: nothing began",
     }
     tags = [None, "O", *(f"{letter}-{name}" for letter in "BIES" for name in ("PER", "LOC"))]
-    for before, after in [*said, *itertools.product(tags, tags)]:
+    for before, after in [*said, *list(itertools.product(tags, tags))[1:]]: # without None, None
         open_type = before[2:] if before and before[0] in "BI" else ""
         legal = (after or "")[:2] in ("I-", "E-") and after[2:] == open_type if open_type else (after or "O")[0] in "OBS"
         message = said.get((before, after), f"{before} then {after} is {'allowed' if legal else 'not allowed'}")
@@ -136,16 +138,19 @@ def all_sequences(log_probs, labels): # of a short sentence
 
 
 def judge_46_5(runner_up): # the learner's function
-    "Against all sequences of up to four words, and on a long sentence within ten seconds."
+    "Against all sequences of up to four words, and on long sentences within seconds."
     labels, rng = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], np.random.default_rng(5)
     for length in [1, 2, 2, 3, 3, 3, 4, 4]:
         log_probs = np.log(rng.dirichlet(np.full(5, 0.5), size=length))
-        ranked, found = all_sequences(log_probs, labels), [int(i) for i in runner_up(log_probs.copy(), labels)]
+        ranked, found = all_sequences(log_probs, labels), list(runner_up(log_probs.copy(), labels))
+        assert not any(isinstance(label, str) for label in found), "label numbers were asked, not tags"
         assert len(found) == length, f"a sentence of {length} words needs {length} labels, got {len(found)}"
         assert found in [path for _, path in ranked], "the sequence is illegal in IOB2"
         assert found != ranked[0][1], "that is the best sequence; the second-best was asked"
         assert found == ranked[1][1], "a legal sequence with a higher score comes before this one"
     begin = time.perf_counter()
+    runner_up(np.log(rng.dirichlet(np.full(5, 0.5), size=8)), labels)
+    assert time.perf_counter() - begin < 1, "eight words took more than a second: do not try all sequences"
     log_probs = np.log(rng.dirichlet(np.full(5, 0.5), size=40))
     assert len(runner_up(log_probs, labels)) == 40, "a sentence of 40 words needs 40 labels"
     assert time.perf_counter() - begin < 10, "40 words took more than ten seconds"
@@ -193,10 +198,10 @@ QUIZ = [
                "possibly another one with a higher score": "The word maxima give the highest possible score of all sequences, legal or not."},
     ),
     Question(
-        "A forbidden step scores -1e15 and not minus infinity. Why?",
-        right="differences of scores stay numbers", why="Minus infinity minus minus infinity is NaN, and every comparison with NaN is false.",
-        wrong={"so that it can be chosen if a word is certain": "No sum of log-probabilities reaches 1e15; it is never chosen while a legal path exists.",
-               "because 64-bit numbers have no infinity": "They have one; the trouble starts when two of them meet."},
+        "A model gives all probability of the first word to I-PER. Why does a finite score for forbidden steps help?",
+        right="with minus infinities every path would tie", why="Then the first label in the list wins, legal or not; large finite numbers still tell the bad from the worse.",
+        wrong={"so that I-PER can be chosen if it is certain": "No sum of log-probabilities makes up for 1e15: I-PER stays forbidden.",
+               "because 64-bit numbers have no infinity": "They have one, and comparing it with itself is a tie."},
     ),
     Question(
         "The sentence becomes twice as long. How does the time of Viterbi change?",
@@ -205,9 +210,9 @@ QUIZ = [
                "it is squared": "That is what trying all sequences does: L to the T."},
     ),
     Question(
-        "When does decoding change a tagger's F1 most?",
-        right="when its word probabilities are unsure", why="Then the evidence of the neighbours tips decisions; a sure tagger is nearly always legal already.",
-        wrong={"when the labels are few": "The number of labels changes the cost, not the amount of doubt.",
-               "when the sentences are short": "Short sentences have fewer neighbours to contradict."},
+        "Why decode, if illegal tags can be repaired afterwards with `to_iob2`?",
+        right="a repair keeps a decision that the evidence is against", why="Viterbi weighs both words and may change the first one; a repair only renames the second.",
+        wrong={"a repaired sequence may still be illegal in places": "to_iob2 always gives a legal sequence; whether it is a probable one it does not ask.",
+               "a repair needs the gold tags of the sentence": "It needs nothing but the predicted tags."},
     ),
 ]

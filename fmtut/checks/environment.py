@@ -55,9 +55,10 @@ EXERCISES["00.2"] = Exercise(
         "d1b543e60208": "one of the ones can be lost and the other kept",
         "543b6ef8d2ad": "both ones can be lost: add them while 100 million is in the sum",
         "3bbe2b81ddd7": "both ones can be kept: add them when the large numbers have cancelled",
+        "7108c358ce2a": "these are the sums; give them smallest first",
     }),
     solve=solve_00_2,
-    hint="A one survives only if it is added before the first large number is followed by a one, or after both large numbers cancelled.",
+    hint="A one survives only if it is added after both large numbers have cancelled.",
 )
 
 # %% ../../nbs/solutions/00_environment.ipynb #789cce18
@@ -99,9 +100,9 @@ def judge_00_4(is_repeatable): # the learner's function
     "On functions that draw from each library, count, or read the clock."
     import torch
 
-    counter = itertools.count()
+    counter, seeds = itertools.count(), []
     cases = [
-        (random.random, True, "a draw from Python's random is repeatable: seed before each call"),
+        (random.random, True, "a draw from Python's random is repeatable: seed Python's, too, and before each call"),
         (np.random.rand, True, "a draw from NumPy is repeatable: seed NumPy, too"),
         (lambda: torch.rand(1).item(), True, "a draw from torch is repeatable: seed torch, too"),
         (lambda: 7, True, "a constant is repeatable"),
@@ -111,6 +112,8 @@ def judge_00_4(is_repeatable): # the learner's function
     for function, expected, message in cases:
         for seed in (0, 1, 12345):
             assert bool(is_repeatable(function, seed)) == expected, message
+    is_repeatable(lambda: seeds.append(torch.initial_seed()) or 0, 12345)
+    assert set(seeds) <= {12345}, "seed with the seed that is given"
 
 
 def solve_00_4():
@@ -137,6 +140,8 @@ def judge_00_5(path_to): # the learner's function
     from fmtut.environment import CHAPTERS, Chapter
 
     plan = {n: Chapter(n, n, "", 1, needs) for n, needs in {"00": "", "11": "00", "12": "11", "13": "11", "21": "12 13", "31": "00"}.items()}
+    other = {"90": Chapter("90", "x", "", 1), "91": Chapter("91", "y", "", 1, "90")}
+    assert list(path_to("91", other)) == ["90", "91"], "use the plan that is given as `chapters`; here 91 needs 90"
     assert list(path_to("00", plan)) == ["00"], "a chapter that needs nothing has a path of one: itself"
     found = list(path_to("21", plan))
     assert "00" in found and "11" in found, "what is needed by a needed chapter is needed, too"
@@ -172,7 +177,7 @@ QUIZ = [
     ),
     Question(
         "Same seed, same versions, but another number of threads. What can you expect of a training?",
-        right="nearly the same results, other last bits", why="The sums are taken in another order and rounded differently, and training amplifies the difference.",
+        right="results that start alike and drift apart", why="The sums are taken in another order and rounded differently, and each step builds on the one before.",
         wrong={"the same bits, because the seed is the same": "The seed fixes the draws, not the order in which sums are taken.",
                "completely different draws from the generator": "The draws are the same; only the arithmetic differs."},
     ),
