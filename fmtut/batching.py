@@ -53,7 +53,7 @@ def pad(
     batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
     return batch
 
-# %% ../nbs/21_batching.ipynb #c844e9ca
+# %% ../nbs/21_batching.ipynb #26449d7e
 POOL = 50 # batches sorted together: large enough for a small tax, small enough to stay random
 
 
@@ -73,7 +73,7 @@ def bucket_batches(
         batches += [pool[i:i + batch_size] for i in range(0, len(pool), batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-# %% ../nbs/21_batching.ipynb #4b2f24b7
+# %% ../nbs/21_batching.ipynb #df8b9f43
 class BucketSampler(Sampler):
     "`bucket_batches` for a DataLoader's `batch_sampler`; `set_epoch` chooses the order."
 
@@ -99,7 +99,7 @@ class BucketSampler(Sampler):
         # Pools are full but for the last, so this is the number of batches whatever the order.
         return -(-len(self.lengths) // self.batch_size)
 
-# %% ../nbs/21_batching.ipynb #205bf226
+# %% ../nbs/21_batching.ipynb #74f6236f
 def training_batches(
     dataset: TokenDataset, # with `lengths`
     batch_size: int, # examples in a batch
@@ -110,7 +110,7 @@ def training_batches(
     sampler = BucketSampler(dataset.lengths, batch_size, seed)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=partial(pad, pad_id=pad_id))
 
-# %% ../nbs/21_batching.ipynb #5919cdad
+# %% ../nbs/21_batching.ipynb #912becd2
 def count_tokens(
     batch: Any, # a tensor, or tensors in mappings, lists and tuples
 ) -> int: # 0 where there is no tensor
@@ -122,7 +122,7 @@ def count_tokens(
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else []
     return next((count for part in parts if (count := count_tokens(part))), 0)
 
-# %% ../nbs/21_batching.ipynb #da857b51
+# %% ../nbs/21_batching.ipynb #7e8ca5b8
 def to_device(
     batch: Any, # tensors in mappings, lists and tuples, among other things
     device: torch.device, # the model's
@@ -137,7 +137,7 @@ def to_device(
     moved = [to_device(value, device) for value in batch]
     return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
 
-# %% ../nbs/21_batching.ipynb #e401ac1c
+# %% ../nbs/21_batching.ipynb #a929efa7
 def sorted_batches(
     lengths: list[int], # of each example, in pieces
     max_tokens: int = 4096, # padded positions in a batch; one longer example still makes a batch

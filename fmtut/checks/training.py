@@ -26,6 +26,9 @@ EXERCISES["22.1"] = Exercise(
     judge=sealed("22.1", 2, "5dc2ccad06d7", {
         "84e68f723232": "that is the path with zero_grad; without it each step uses the sum of all gradients so far",
         "f43c47387e62": "the gradient of the square of theta is two times theta, not theta",
+        "c25a4b4af691": "the gradient is two times theta, and without zero_grad each step uses the sum of all gradients so far",
+        "0c89bea6308b": "the numbers are right, but leave out the start: only the weight after steps 1, 2 and 3",
+        "54c28ce67ca6": "the list begins with the start; give the weight after steps 1, 2 and 3",
     }),
     solve=solve_22_1,
     hint="Write three columns: the weight, its gradient 2 theta, and the sum of the gradients up to here.",
@@ -43,6 +46,9 @@ EXERCISES["22.2"] = Exercise(
     judge=sealed("22.2", 0, "9396556f0f76", {
         "17e3380474af": "the last batch of an epoch is short, and it is a batch",
         "9cf1578de7e2": "the length is right; the factor is (t + 1) / w with t from 0, so it reaches 1 one step earlier",
+        "7ca89d0eeac7": "the last batch of an epoch is short, and it is a batch; and the factor (t + 1) / w reaches 1 before t = w",
+        "3d43d2676d83": "that is the plan of one epoch; the schedule is made once, for all steps of the run",
+        "ca78be60bb6c": "that is the plan of one epoch; and the factor (t + 1) / w reaches 1 before t = w",
         "e8ff97533597": "steps are whole: the half batch at the end of each epoch is a step of its own",
     }),
     solve=solve_22_2,
@@ -199,6 +205,11 @@ def judge_22_5_answers(learns_by_heart): # the learner's function
     model, loss, batch = small_case(dropout=0.9)
     assert learns_by_heart(model, loss, batch), "a sound model with much dropout must give True: dropout was on"
     model, loss, batch = small_case()
+    model[2] = torch.nn.BatchNorm1d(32).eval()
+    model[2].running_var.fill_(1e12) # in eval mode this layer gives next to nothing
+    assert learns_by_heart(model, loss, batch), \
+        "a sound model with BatchNorm must give True: train it in training mode, where BatchNorm uses the batch, and switch off only dropout"
+    model, loss, batch = small_case()
     model[3].bias.data[0] = 12.0 # a first loss of about 8 falls at once, but the inputs say nothing
     blind = (batch[0] * 0, batch[1])
     assert not learns_by_heart(model, loss, blind), "equal inputs of different classes cannot be learnt: a falling loss is not enough"
@@ -254,7 +265,7 @@ QUIZ = [
     Question(
         "When is the mean of batch means equal to the mean over all targets, whatever the losses are?",
         right="When all batches have the same number of targets",
-        why="Then all weights n_b / sum of n_b are 1 / B, and the two formulas are the same.",
+        why="Then each weight m_B / (sum of all m_B) is 1 / K, and the two formulas are the same.",
         wrong={
             "When all batches have the same number of sentences": "Sentences differ in length, so batches of 16 sentences still differ in targets.",
             "When the order of the batches is random": "Order does not change either mean. Only the numbers of targets do.",
@@ -262,12 +273,12 @@ QUIZ = [
         },
     ),
     Question(
-        "One gradient is NaN in one step, and AdamW takes the step. Why do later good gradients not heal the weight?",
-        right="Its running mean keeps a share of the NaN for ever",
-        why="m is 0.9 times the old m plus 0.1 times g. NaN times 0.9 is NaN, so each later step is NaN too.",
+        "One gradient is NaN, AdamW takes the step, and the weight is set back by hand. Why is it NaN again after a good gradient?",
+        right="Its running means keep a share of the NaN for ever",
+        why="m is 0.9 times the old m plus 0.1 times g. NaN times 0.9 is NaN, so each later step makes the weight NaN.",
         wrong={
             "Its learning rate is set to zero after the step": "AdamW never changes the rate. The schedule does, and it knows nothing about NaN.",
-            "Its gradient is clipped to the norm 1 from then on": "Clipping scales good gradients down and leaves their direction. The trouble is in m.",
+            "Its gradient is clipped to the norm 1 from then on": "Clipping scales good gradients down and leaves their direction. The trouble is in m and v.",
         },
     ),
     Question(
