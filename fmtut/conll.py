@@ -8,7 +8,7 @@ __all__ = ['TAG', 'ABBREVIATIONS', 'URL', 'PIECE', 'KEEP_START', 'DOTTED', 'WORD
            'write_conll', 'spans', 'write_tags', 'to_iob2', 'to_bioes', 'to_bilou', 'to_iob1', 'find_scheme',
            'normalise', 'is_punctuation', 'keeps_stop', 'peel_start', 'peel_end', 'split_words']
 
-# %% ../nbs/41_conll.ipynb #201eda70
+# %% ../nbs/41_conll.ipynb #b51ef23f
 import re
 import sys
 import unicodedata
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-# %% ../nbs/41_conll.ipynb #f6fcc57e
+# %% ../nbs/41_conll.ipynb #41b93c31
 class DataError(ValueError):
     "A file that cannot be used as it is; the message says where and what to do."
 
@@ -41,7 +41,7 @@ class Sentence:
         "`file:line` of a word, for error messages."
         return f"{self.file or 'sentence'}:{self.line + word}"
 
-# %% ../nbs/41_conll.ipynb #666cedb7
+# %% ../nbs/41_conll.ipynb #664f997e
 def numbered_lines(
     stream: BinaryIO, # an open binary file
     name: str, # how errors call it
@@ -63,14 +63,14 @@ def numbered_lines(
         try:
             text = raw.decode(encoding)
         except UnicodeDecodeError as error:
-            raise DataError(f"{name}:{number + 1}: byte {offset + error.start} is not {encoding}; "
-                            "name its encoding= (--encoding latin-1)") from None
+            number += 1 + raw[:error.start].count(b"\r") # a lone CR ends a line too
+            raise DataError(f"{name}:{number}: byte {offset + error.start} is not {encoding}; name its encoding= (--encoding latin-1)") from None
         offset += len(raw)
         for line in re.split("\r\n|\r|\n", re.sub("(\r\n|\r|\n)$", "", text)):
             number += 1
             yield number, line
 
-# %% ../nbs/41_conll.ipynb #f99ed9c9
+# %% ../nbs/41_conll.ipynb #3ebb1b76
 def open_binary(path: str | Path): # a file, or "-" for standard input
     "A context with the file's bytes; `DataError` in one line where it cannot be opened."
     if str(path) == "-" and sys.stdin is not None: # None: closed by the caller
@@ -80,7 +80,7 @@ def open_binary(path: str | Path): # a file, or "-" for standard input
     except (OSError, ValueError, RuntimeError) as error: # a NUL character in the path, ~nobody
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; check the path") from None
 
-# %% ../nbs/41_conll.ipynb #3ebb1b76
+# %% ../nbs/41_conll.ipynb #80b1bea1
 @dataclass(frozen=True)
 class Columns:
     "Where words and tags stand in a file. `tag_column=None` reads words alone; negative numbers count from the end."
@@ -99,7 +99,7 @@ def split_columns(line: str, tabbed: bool) -> list[str]: # without its line end;
     "Cuts at each tab, or at runs of blanks; every other kind of white space belongs to a word."
     return line.split("\t") if tabbed else re.split(" +", line.strip(" "))
 
-# %% ../nbs/41_conll.ipynb #80b1bea1
+# %% ../nbs/41_conll.ipynb #a3b971da
 def read_row(
     line: str, # a line with data
     tabbed: bool, # is the file tab-separated?
@@ -123,7 +123,7 @@ def read_row(
         raise DataError(f"tag {tag!r} is not O or B-, I-, E-, S-, L-, U- and a type; is tag_column= (--tag-column) right?")
     return word, tag
 
-# %% ../nbs/41_conll.ipynb #a3b971da
+# %% ../nbs/41_conll.ipynb #85242704
 def stream_conll(
     lines: Iterable[tuple[int, str]], # numbered lines
     name: str, # the file, for errors
@@ -153,7 +153,7 @@ def stream_conll(
     if words:
         yield Sentence(words, tags, document, start, name)
 
-# %% ../nbs/41_conll.ipynb #9322ed24
+# %% ../nbs/41_conll.ipynb #dd4303d3
 def read_conll(
     path: str | Path, # a file in columns
     columns: Columns = Columns(), # where words and tags stand
@@ -165,23 +165,23 @@ def read_conll(
         raise DataError(f"{path}: 0 sentences; one word a line with its tag in the last column is expected")
     return sentences
 
-# %% ../nbs/41_conll.ipynb #0e93432d
+# %% ../nbs/41_conll.ipynb #5ec88b41
 def write_conll(
     path: str | Path, # replaced if it exists
     sentences: Iterable[Sentence], # documents become -DOCSTART- lines
 ) -> None:
-    "Writes word, tab, tag; an empty line after each sentence. `DataError` for a word that cannot be read back."
+    "Writes word, tab, tag; an empty line after each sentence. `DataError` for what cannot be read back."
     text, document = [], 0
     for sentence in sentences:
         text += ["-DOCSTART-\tO\n\n"] * (sentence.document - document)
         document = max(document, sentence.document)
         for position, (word, tag) in enumerate(zip(sentence.words, sentence.tags)):
-            if re.search("[\t\r\n]", word + tag) or word.startswith("-DOCSTART-") or not (word + tag).strip(" "):
-                raise DataError(f"{sentence.where(position)}: the word holds a tab or a line end, or is -DOCSTART-")
+            if re.search("[\t\r\n\ud800-\udfff]", word + tag) or word.startswith("-DOCSTART-") or not TAG.fullmatch(tag):
+                raise DataError(f"{sentence.where(position)}: {word!r} with {tag!r} cannot be read back: it breaks the line, is no text or no tag")
         text.append("".join(f"{w}\t{t}\n" for w, t in zip(sentence.words, sentence.tags)) + "\n")
     Path(path).write_text("".join(text), encoding="utf-8", newline="")
 
-# %% ../nbs/41_conll.ipynb #5ec88b41
+# %% ../nbs/41_conll.ipynb #c5579d4c
 def spans(tags: list[str]) -> list[tuple[str, int, int]]: # of one sentence, in any scheme
     "Entities (type, first word, end word), end exclusive, by the rule of conlleval (Tjong Kim Sang, De Meulder 2003)."
     entities, before, before_type = [], "O", ""
@@ -195,7 +195,7 @@ def spans(tags: list[str]) -> list[tuple[str, int, int]]: # of one sentence, in 
         before, before_type = letter, entity_type
     return [tuple(entity) for entity in entities]
 
-# %% ../nbs/41_conll.ipynb #bbca2d54
+# %% ../nbs/41_conll.ipynb #5b8905bd
 def write_tags(
     entities: list[tuple[str, int, int]], # not overlapping, in order
     length: int, # number of words
@@ -209,7 +209,7 @@ def write_tags(
         tags[start:end] = [f"{letter}-{entity_type}" for letter in inner]
     return tags
 
-# %% ../nbs/41_conll.ipynb #5b8905bd
+# %% ../nbs/41_conll.ipynb #51307780
 def to_iob2(tags: list[str]) -> list[str]: # in any scheme
     "The same entities, each opened by B-: the scheme of training and evaluation here."
     return write_tags(spans(tags), len(tags))
@@ -234,7 +234,7 @@ def to_iob1(tags: list[str]) -> list[str]: # in any scheme
             written[start] = f"B-{entity_type}"
     return written
 
-# %% ../nbs/41_conll.ipynb #d0554d99
+# %% ../nbs/41_conll.ipynb #b74e25aa
 def find_scheme(sentences: Iterable[Sentence]) -> str: # tags as written
     "IOB1, IOB2, BIOES, BILOU or ill-formed IOB, told from the letters and what a conversion leaves unchanged."
     used = [sentence.tags for sentence in sentences]
@@ -245,7 +245,7 @@ def find_scheme(sentences: Iterable[Sentence]) -> str: # tags as written
         return "IOB2"
     return "IOB1" if all(to_iob1(tags) == tags for tags in used) else "ill-formed IOB"
 
-# %% ../nbs/41_conll.ipynb #02083555
+# %% ../nbs/41_conll.ipynb #cb994885
 def normalise(
     sentences: list[Sentence], # tags in any scheme
     name: str, # "train", "dev", ...: the start of the printed line
@@ -256,15 +256,15 @@ def normalise(
     print(f"{name}: {len(sentences):,} sentences, {find_scheme(sentences)}, {changed:,} tags changed to IOB2")
     return converted
 
-# %% ../nbs/41_conll.ipynb #cb994885
+# %% ../nbs/41_conll.ipynb #bde340fd
 ABBREVIATIONS = set("""Mr Mrs Ms Dr Prof Sen Rep Gov Gen Col Capt Lt Sgt Rev Hon St Mt Ft Jr Sr Inc Corp Co Ltd Bros No vs etc
     Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Wed Thu Fri Sat Sun Ave Blvd Rd Dept Univ Assn approx est""".split())
-URL = r"(?:https?://|www\.)(?:(?!\.\.)\S)+"
-PIECE = re.compile(rf"(?P<run>—+|--+|\.\.+)|{URL}|(?:(?!—|--|\.\.)\S)+")
-KEEP_START = re.compile(rf"{URL}|[-+]?[.,]?\d|[@#]\w|['’][sS](?!\w)")
-DOTTED, WORD_CHARACTER = re.compile(r"(?:[^\W\d_]{1,2}\.){2,}"), re.compile(r"\w")
+URL = r"(?:https?://|www\.)(?:(?!\.\.)\S)+" # up to white space or two dots
+PIECE = re.compile(rf"(?P<run>—+|--+|\.\.+)|{URL}|(?:(?!—|--|\.\.)\S)+") # a run of dashes or dots; a URL; else all up to a run
+KEEP_START = re.compile(rf"{URL}|[-+]?[.,]?\d|[@#]\w|['’][sS](?!\w)") # http://, -3.5, @ada, #AI, a lone 's
+DOTTED, WORD_CHARACTER = re.compile(r"(?:[^\W\d_]{1,2}\.){2,}"), re.compile(r"\w") # U.S., a.m.; any letter or digit
 
-# %% ../nbs/41_conll.ipynb #4eb4d112
+# %% ../nbs/41_conll.ipynb #9b454e0a
 def is_punctuation(character: str) -> bool: # one character
     "True for what is peeled from a word's ends: punctuation and currency signs, by Unicode category."
     category = unicodedata.category(character)
@@ -276,7 +276,7 @@ def keeps_stop(word: str, last: bool) -> bool: # a word with a final stop; is it
     abbreviation = word[:-1] in ABBREVIATIONS or len(word) == 2 and word[0].isupper()
     return bool(DOTTED.fullmatch(word)) or abbreviation and not last
 
-# %% ../nbs/41_conll.ipynb #dd20b055
+# %% ../nbs/41_conll.ipynb #97945bf7
 def peel_start(text: str, start: int, end: int) -> int: # a piece without white space is text[start:end]
     "Length of the word to peel: 1 for a sign; 0 for a letter, a number's sign, a @name, a URL, a lone 's."
     return int(is_punctuation(text[start]) and not KEEP_START.match(text, start, end))
@@ -284,15 +284,15 @@ def peel_start(text: str, start: int, end: int) -> int: # a piece without white 
 
 def peel_end(text: str, start: int, end: int) -> int: # a piece without white space is text[start:end]
     "Length of the word to peel: a possessive 's, one sign; 0 for a letter, a hyphen, an abbreviation's stop."
-    if end - start > 2 and text[end - 2] in "'’" and text[end - 1] in "sS":
+    if end - start > 2 and text[end - 2] in "'’" and text[end - 1] in "sS": # Ada's
         return 2
-    if not is_punctuation(text[end - 1]) or text[end - 1] == "-":
+    if not is_punctuation(text[end - 1]) or text[end - 1] == "-": # Ada, pre-
         return 0
-    if text[end - 1] == "." and end - start <= 20 and keeps_stop(text[start:end], not WORD_CHARACTER.search(text, end)):
+    if text[end - 1] == "." and end - start <= 20 and keeps_stop(text[start:end], not WORD_CHARACTER.search(text, end)): # U.S.
         return 0
-    return 0 if text[end - 1] == ")" and text.find("(", start, end) >= 0 and re.match(URL, text[start:end]) else 1
+    return 0 if text[end - 1] == ")" and text.find("(", start, end) >= 0 and re.match(URL, text[start:end]) else 1 # URL_(d)
 
-# %% ../nbs/41_conll.ipynb #9b454e0a
+# %% ../nbs/41_conll.ipynb #2618f2e6
 def split_words(text: str) -> list[tuple[str, int, int]]: # any text
     "(word, start, end) in order, word == text[start:end]; all that is lost is white space."
     words = []

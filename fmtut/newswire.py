@@ -30,7 +30,7 @@ def seen_share(train: list[Sentence], test: list[Sentence]) -> float: # tagged
     known, asked = set(mentions(train)), mentions(test)
     return sum(mention in known for mention in asked) / len(asked) if asked else 1.0
 
-
+# %% ../nbs/42_newswire.ipynb #3cd1c0c7
 def frame(sentence: Sentence) -> tuple[str, ...]: # tagged
     "The words with each entity replaced by its type and each digit by 0."
     words = [re.sub("[0-9]", "0", word) for word in sentence.words]
@@ -38,7 +38,7 @@ def frame(sentence: Sentence) -> tuple[str, ...]: # tagged
         words[start:end] = [kind]
     return tuple(words)
 
-# %% ../nbs/42_newswire.ipynb #f4f3bacb
+# %% ../nbs/42_newswire.ipynb #95a4d9b8
 def match_names(words: list[str], types: dict[tuple, str], longest: int) -> list[str]: # names, words of the longest
     "IOB2 tags by the longest match from the left."
     found, at = [], 0
@@ -51,7 +51,7 @@ def match_names(words: list[str], types: dict[tuple, str], longest: int) -> list
         at += size or 1
     return write_tags(found, len(words))
 
-
+# %% ../nbs/42_newswire.ipynb #1e5c6960
 def dictionary_tagger(train: list[Sentence]) -> Callable: # tagged
     "A function from sentences to IOB2 tags: names of `train`, the longest match, the type seen most."
     counts = {}
@@ -61,12 +61,12 @@ def dictionary_tagger(train: list[Sentence]) -> Callable: # tagged
     longest = max(map(len, types), default=0)
     return lambda sentences: [match_names(words, types, longest) for words in sentences]
 
-# %% ../nbs/42_newswire.ipynb #dba9bc02
+# %% ../nbs/42_newswire.ipynb #58c4c09c
 def pick(rng: random.Random, items: list, skew: float = 1.0): # skew above 1 prefers the first items
     "One of `items`, by `rng.random()` alone: the same on every version of Python."
     return items[int(len(items) * rng.random() ** skew)]
 
-# %% ../nbs/42_newswire.ipynb #da69d6fa
+# %% ../nbs/42_newswire.ipynb #1a15996c
 NATIONS = """Germany German Kenya Kenyan Norway Norwegian Brazil Brazilian Japan Japanese Poland Polish Chile Chilean
     Canada Canadian Egypt Egyptian Spain Spanish Turkey Turkish India Indian Mexico Mexican Ghana Ghanaian Croatia
     Croatian Hungary Hungarian Vietnam Vietnamese Morocco Moroccan Ireland Irish Peru Peruvian""".split()
@@ -79,7 +79,7 @@ SYLLABLES = ["""Bar Kor Mal Dar Var Sel Tor Bran Hal Mor Fal Gar Kal Lan Nor Pel
     Gol Har Hol Kar Kel Lor Mar Mel Pal Ral Sal Stan Tar Val Vor Wal Wil Yar Zal Zor""".split(),
     ["", "", "", "a", "e", "i", "o", "en"], "ell ton an low sen nor mont ford ane ic by or and ov".split()]
 
-# %% ../nbs/42_newswire.ipynb #a16a8efe
+# %% ../nbs/42_newswire.ipynb #1871c1e3
 def coin(rng: random.Random, kind: str) -> str: # an entity type
     "A name of one word: one that all types share, one usual for its type, or a new one from syllables."
     draw = rng.random()
@@ -87,7 +87,7 @@ def coin(rng: random.Random, kind: str) -> str: # an entity type
         return pick(rng, SHARED if draw < 0.33 else USUAL.get(kind, SHARED), 1.5)
     return "".join(pick(rng, part, 2) for part in SYLLABLES)
 
-# %% ../nbs/42_newswire.ipynb #282497f3
+# %% ../nbs/42_newswire.ipynb #f5e6086d
 SLOTS = dict(PER="PER", TOWN="LOC", NATION="LOC", TEAM="ORG", FIRM="ORG", BODY="ORG", EVENT="MISC", FOLK="MISC") # types
 KINDS = [("p", "PER"), ("t", "TOWN"), ("c", "TEAM"), ("p", "PER"), ("t", "TOWN"), ("f", "FIRM")] # for @, evenly by type
 
@@ -101,7 +101,7 @@ def parse_grammar(text: str, reserved: bool) -> dict[str, list]: # rules; keep t
                          for a in kept for letter, slot in (KINDS if "@" in a else KINDS[:1])]
     return rules
 
-# %% ../nbs/42_newswire.ipynb #1a15996c
+# %% ../nbs/42_newswire.ipynb #a3301d78
 def expand(rng: random.Random, symbol: str, rules: dict[str, list]) -> list[str]: # words and slots, see `parse_grammar`
     "One random derivation of `symbol`: <x> is always expanded, [x] half of the time."
     tokens = []
@@ -112,7 +112,7 @@ def expand(rng: random.Random, symbol: str, rules: dict[str, list]) -> list[str]
             tokens.append(token)
     return tokens
 
-# %% ../nbs/42_newswire.ipynb #6d06d175
+# %% ../nbs/42_newswire.ipynb #9821577d
 GRAMMAR = """
 politics = <role> PER said NATION would <accept> the FOLK <plan> .
     | BODY , meeting in TOWN , urged NATION to <accept> the <plan> . | <role> PER flew from NATION to TOWN for talks .
@@ -194,7 +194,7 @@ EVENT = World Cup | Olympic Games | Harvest <contest> | Winter <contest> | North
 contest = Games | Open | Cup | Marathon | Grand Prix   job = doctor | farmer | teacher | fisherman | ~ miner"""
 COMMON, COMPLETE = parse_grammar(GRAMMAR, False), parse_grammar(GRAMMAR, True)
 
-# %% ../nbs/42_newswire.ipynb #37dc5fc9
+# %% ../nbs/42_newswire.ipynb #f6b3fd16
 def invent(rng: random.Random, slot: str, places: list[str]) -> tuple[list[str], list[str]]: # may name teams and firms
     "Full and short form of a new name, as lists of words."
     own, other = coin(rng, SLOTS[slot]), coin(rng, "PER")
@@ -205,7 +205,7 @@ def invent(rng: random.Random, slot: str, places: list[str]) -> tuple[list[str],
     short = {"PER": full[1:], "TEAM": own.split(), "FIRM": own.split(), "BODY": [initials] if len(full) > 2 else full}
     return full, short.get(slot, full)
 
-
+# %% ../nbs/42_newswire.ipynb #8aa43735
 def make_cast(rng: random.Random) -> dict[str, list]: # seeded
     "The names of one document: slot -> five (full, short) names, the first ones being the main characters."
     cast = {slot: [invent(rng, slot, []) for _ in range(5)] for slot in ("PER", "TOWN", "EVENT", "BODY")}
@@ -214,7 +214,7 @@ def make_cast(rng: random.Random) -> dict[str, list]: # seeded
     numbers = [2 * pick(rng, range(len(NATIONS) // 2), 1.3) for _ in range(5)]
     return cast | {"NATION": [([NATIONS[n]],) * 2 for n in numbers], "FOLK": [([NATIONS[n + 1]],) * 2 for n in numbers]}
 
-# %% ../nbs/42_newswire.ipynb #8c1cf576
+# %% ../nbs/42_newswire.ipynb #9c598a81
 def fill(
     rng: random.Random, tokens: list[str], cast: dict[str, list], # seeded; from `expand`; from `make_cast`
     told: list[list[str]], # full names already told, extended here
@@ -240,7 +240,7 @@ def fill(
     words[first] = words[first][0].upper() + words[first][1:]
     return words, write_tags(entities, len(words))
 
-# %% ../nbs/42_newswire.ipynb #d2c0ebfa
+# %% ../nbs/42_newswire.ipynb #596635d7
 def write_document(rng: random.Random, size: int, rules: dict[str, list]) -> list[tuple]: # sentences, at least 2
     "(words, tags) of each sentence: a headline in capitals, a dateline, then prose and tables of one topic."
     topic, cast, told = pick(rng, ["politics", "business", "sport", "weather"]), make_cast(rng), []
@@ -248,7 +248,7 @@ def write_document(rng: random.Random, size: int, rules: dict[str, list]) -> lis
     sentences = [fill(rng, expand(rng, symbol, rules), cast, told) for symbol in symbols]
     return [([word.upper() for word in sentences[0][0]], sentences[0][1])] + sentences[1:]
 
-
+# %% ../nbs/42_newswire.ipynb #f0bde784
 def generate(
     count: int, seed: int, rules: dict[str, list] = COMMON, # at least 5; the same seed, the same text; or `COMPLETE`
 ) -> list[Sentence]: # in documents of 5-20; `line` as `write_conll` would write them
@@ -263,20 +263,20 @@ def generate(
             line += len(words) + 1
     return sentences
 
-# %% ../nbs/42_newswire.ipynb #e8debb54
+# %% ../nbs/42_newswire.ipynb #53788cfd
 SPLITS = {"train": (5000, 1, COMMON), "dev": (1000, 2, COMPLETE), "test": (1500, 3, COMPLETE)}
 SHA256 = {"train": "d78fa9cfb949903aa9a77a46ac599ca9124293b55fb2fcc0b920e82e6ff9d16b",
           "dev": "b19fe946e66518ceb6b0f70db18d62bede9998511385ecbcfe6970d680e64930",
           "test": "c904d5279ba9915822662b9543103b4b74a5ece3cf41464d0b679830908a3f6f"}
 
-
+# %% ../nbs/42_newswire.ipynb #faa066d3
 def load_newswire(split: str) -> list[Sentence]: # train, dev or test
     "The frozen split; `ValueError` for another name."
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are train, dev and test")
     return generate(*SPLITS[split])
 
-# %% ../nbs/42_newswire.ipynb #65f9bfd6
+# %% ../nbs/42_newswire.ipynb #69e5ea6f
 def features(words: list[str], at: int) -> list[str]: # the position of one word
     "Word, shape and affixes of `words[at]` and of two neighbours on each side, each with its offset."
     found = []
@@ -286,7 +286,7 @@ def features(words: list[str], at: int) -> list[str]: # the position of one word
         found += [f"{offset} {number} {text}" for number, text in enumerate([word, shape, *affixes])]
     return found
 
-
+# %% ../nbs/42_newswire.ipynb #57a26ab0
 def linear_tagger(train: list[Sentence]) -> Callable: # tagged
     "A function from sentences to IOB2 tags: logistic regression on `features`, one word at a time."
     hasher = FeatureHasher(2**18, input_type="string", alternate_sign=False)

@@ -77,6 +77,9 @@ EXERCISES["41.3"] = Exercise(
         "4d4959b0b970": "line 2 is the first row with data, so it sets the width and cannot be wrong",
         "3dac4b537a0d": "empty lines, comments and the boundary count as lines too",
         "6e449ef0d54e": "empty lines, comments and the boundary count as lines too",
+        "32db9839ea72": "a -DOCSTART- line is a boundary, whatever its columns",
+        "27d2590dba78": "that is one line too far: the text has seven",
+        "ba04f878874f": "CR and LF together end one line, not two",
     }),
     solve=solve_41_3,
     hint="write the lines below each other with their numbers; the three line ends are CRLF, CR and LF",
@@ -253,7 +256,7 @@ QUIZ = [
     ),
     Question(
         "Why has each sound scheme the same number of legal strings?",
-        right="A legal string spells exactly one list of entities",
+        right="Each list of entities has exactly one legal spelling",
         why="Writing and reading are inverse to each other, so legal strings and lists of entities come in pairs.",
         wrong={
             "All the schemes use equally many tags for each type": "With two types IOB2 has five tags and BIOES nine; the legal strings are as many all the same.",

@@ -23,6 +23,8 @@ EXERCISES["42.1"] = Exercise(
         "30bc61ba0fec": "that is the share of unseen mentions",
         "791355e2d066": "100 draws do not show each of 100 names: some come twice",
         "66534d1c5ba8": "that is the chance of one name in one draw",
+        "da61b0d4f596": "that is a percentage; give a number from 0 to 1",
+        "8fb1b791e68d": "that is a percentage; give a number from 0 to 1",
     }),
     solve=solve_42_1,
     hint="Put p = 1/100 for each name and N = 100 into the formula of S(N).",
@@ -78,7 +80,7 @@ EXERCISES["42.2"] = Exercise(
 
 # %% ../../nbs/solutions/42_newswire.ipynb #d922b32d
 def solve_42_3():
-    "Remember the documents of each name; a mention counts if its name has more than one."
+    "A mention counts if its name has more than one document: 0.580 on train, close to the test's 0.571."
     def seen_elsewhere(sentences):
         "Share of mentions that also occur in another document of `sentences`; 1 where there is none."
         from fmtut.newswire import mentions
@@ -118,7 +120,7 @@ EXERCISES["42.3"] = Exercise(
 
 # %% ../../nbs/solutions/42_newswire.ipynb #91ebb256
 def solve_42_4():
-    "Sort the gold entities by novelty, then ask for each whether the prediction has it."
+    "Sort the gold entities by novelty; the linear tagger finds 0.781 of the seen and 0.724 of the unseen ones."
     def recall_by_novelty(train, test, predicted):
         "(share of test's seen entities found in `predicted`, share of its unseen ones found); 0 where there is none."
         from fmtut.conll import spans
@@ -159,7 +161,7 @@ EXERCISES["42.4"] = Exercise(
     hint="zip(spans(s.tags), mentions([s])) gives place and name of each entity; ask spans(predicted tags) for the place.",
 )
 
-# %% ../../nbs/solutions/42_newswire.ipynb #467b0a6b
+# %% ../../nbs/solutions/42_newswire.ipynb #f2605bca
 def solve_42_5():
     "A sum over alternatives of products over symbols; [x] may also be left out."
     def count_derivations(rules, symbol):
@@ -175,7 +177,7 @@ def solve_42_5():
 
     return count_derivations
 
-# %% ../../nbs/solutions/42_newswire.ipynb #0d78e6c0
+# %% ../../nbs/solutions/42_newswire.ipynb #2b79e1b3
 def derivations(rules, symbol): # from `parse_grammar`; a symbol of it
     "All derivations of a small grammar, one by one: the slow way that `judge_42_5` trusts."
     import itertools
@@ -206,7 +208,7 @@ EXERCISES["42.5"] = Exercise(
     hint="Add over the alternatives; within one, multiply over its symbols. What does [x] have that <x> has not?",
 )
 
-# %% ../../nbs/solutions/42_newswire.ipynb #d1a354bd
+# %% ../../nbs/solutions/42_newswire.ipynb #f6d5ad44
 QUIZ = [
     Question(
         "Why does a test that shares its names and frames with train say so little?",
@@ -231,10 +233,10 @@ QUIZ = [
     Question(
         "Why does a random split of sentences raise the seen share?",
         right="Names recur within a document, and it lands on both sides.",
-        why="Half of a document's sentences tell the names of the other half; tomorrow's documents will not have that help.",
+        why="The sentences of a document that land in train tell the names of the rest; tomorrow's documents will not have that help.",
         wrong={
-            "Its train half is larger than in a split by document.": "Both have 4,000 sentences, up to the end of one document.",
-            "It draws the more frequent names for the test half.": "The draw does not look at names; frequent ones go to both halves in proportion.",
+            "Its train part is larger than in a split by document.": "Both have 4,000 sentences, up to the end of one document.",
+            "It draws the more frequent names for the test part.": "The draw does not look at names; frequent ones go to both parts in proportion.",
             "It mixes headlines in capitals with ordinary text.": "Both splits hold headlines in train and test alike.",
         },
     ),
