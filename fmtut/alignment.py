@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['word_pieces', 'align_labels', 'windows', 'owned_words', 'encode_sentence', 'merge_windows', 'spread', 'describe']
 
-# %% ../nbs/45_alignment.ipynb #1140dafe
+# %% ../nbs/45_alignment.ipynb #6c02546f
 import re
 from collections import Counter
+from statistics import median_high
 
 from .batching import IGNORE_INDEX
 from .conll import Sentence, find_scheme, spans, to_bilou, to_bioes, to_iob1, to_iob2
 from .uncertainty import count_repeats
 
-
+# %% ../nbs/45_alignment.ipynb #1c7c28e4
 def word_pieces(
     tokenizer, # a fast tokenizer of transformers
     sentences: list[list[str]], # words of each sentence; any string is a word, the empty one too
@@ -21,7 +22,7 @@ def word_pieces(
     "Piece numbers of each word. A word that BERT's cleaning deletes has none: the list is empty."
     result = [[[] for _ in words] for words in sentences]
     filled = [number for number, words in enumerate(sentences) if words]
-    # A lone surrogate is no text; U+FFFD stands for it, as in any decoder.
+    # A lone surrogate is no text; U+FFFD stands for it.
     clean = [[re.sub("[\ud800-\udfff]", "\ufffd", word) for word in sentences[number]] for number in filled]
     if not clean:
         return result
@@ -31,7 +32,7 @@ def word_pieces(
             result[number][word].append(piece)
     return result
 
-# %% ../nbs/45_alignment.ipynb #1fae3275
+# %% ../nbs/45_alignment.ipynb #bab01204
 def align_labels(
     sizes: list[int], # pieces of each word, at least 1
     labels: list[int], # of each word; -100 for a word that is only context
@@ -39,7 +40,7 @@ def align_labels(
     "The word's label on its first piece, -100 on the rest (BERT paper, section 5.3)."
     return [value for size, label in zip(sizes, labels) for value in [label] + [IGNORE_INDEX] * (size - 1)]
 
-# %% ../nbs/45_alignment.ipynb #252484f6
+# %% ../nbs/45_alignment.ipynb #2e0e53d8
 def windows(
     sizes: list[int], # pieces of each word, from 1 to `capacity`
     capacity: int, # pieces that a window can hold
@@ -63,7 +64,7 @@ def windows(
             room -= sizes[start]
     return ranges
 
-# %% ../nbs/45_alignment.ipynb #e41c838e
+# %% ../nbs/45_alignment.ipynb #8a0f9a5d
 def owned_words(
     ranges: list[tuple[int, int]], # from `windows`
 ) -> list[tuple[int, int]]: # for each window the words that it answers for
@@ -74,7 +75,7 @@ def owned_words(
     borders = [0, *middles, ranges[-1][1]]
     return list(zip(borders, borders[1:]))
 
-# %% ../nbs/45_alignment.ipynb #e1e1fbf2
+# %% ../nbs/45_alignment.ipynb #cd2bf966
 def encode_sentence(
     pieces: list[list[int]], # of each word, from `word_pieces`
     labels: list[int], # of each word
@@ -95,7 +96,7 @@ def encode_sentence(
         })
     return examples
 
-# %% ../nbs/45_alignment.ipynb #0177744c
+# %% ../nbs/45_alignment.ipynb #7f334ef3
 def merge_windows(
     examples: list[dict[str, list[int]]], # of one sentence, encoded with the word numbers 0, 1, 2, ... as labels
     outputs: list[list], # for each example, one output a piece
@@ -105,14 +106,14 @@ def merge_windows(
              for word, output in zip(example["labels"], rows) if word != IGNORE_INDEX]
     return [output for _, output in sorted(pairs, key=lambda pair: pair[0])]
 
-# %% ../nbs/45_alignment.ipynb #9ce43003
+# %% ../nbs/45_alignment.ipynb #07f3826d
 def spread(
     values: list[int], # at least one
-) -> dict: # mean, median, longest
-    "Mean, median and largest of some lengths."
-    return {"mean": sum(values) / len(values), "median": sorted(values)[len(values) // 2], "longest": max(values)}
+) -> dict: # mean, median (the upper of two), longest
+    "Mean, upper median and largest of some lengths."
+    return {"mean": sum(values) / len(values), "median": median_high(values), "longest": max(values)}
 
-# %% ../nbs/45_alignment.ipynb #e08dc7ad
+# %% ../nbs/45_alignment.ipynb #c6fd295c
 def describe(
     sentences: list[Sentence], # at least one, tags in any scheme
     tokenizer, # whose pieces are counted

@@ -11,7 +11,7 @@ from collections import Counter
 
 from .conll import TAG, DataError, spans
 
-# %% ../nbs/43_evaluation.ipynb #5ab4351b
+# %% ../nbs/43_evaluation.ipynb #51803589
 def measures(
     correct: int, # c: predicted and gold
     predicted: int, # p
@@ -25,7 +25,7 @@ def measures(
         "support": gold,
     }
 
-# %% ../nbs/43_evaluation.ipynb #a63b240b
+# %% ../nbs/43_evaluation.ipynb #1f092651
 def averages(
     counts: dict[str, tuple[int, int, int]], # type -> (correct, predicted, gold)
 ) -> dict: # micro, macro, weighted: each a row of measures
@@ -38,7 +38,7 @@ def averages(
     weighted = {key: sum(row[key] * row["support"] for row in rows) / max(1, gold) for key in columns}
     return {"micro": micro, "macro": macro | {"support": gold}, "weighted": weighted | {"support": gold}}
 
-# %% ../nbs/43_evaluation.ipynb #ff91c172
+# %% ../nbs/43_evaluation.ipynb #ab8d56d9
 def check_pairs(
     true_tags: list[list[str]], # of each sentence
     predicted_tags: list[list[str]], # the same sentences
@@ -55,7 +55,7 @@ def check_pairs(
             if not TAG.fullmatch(tag):
                 raise DataError(f"sentence {number}: tag {tag!r} is not O or a letter and a type")
 
-# %% ../nbs/43_evaluation.ipynb #8274f7f2
+# %% ../nbs/43_evaluation.ipynb #a7dd432c
 def strict_spans(
     tags: list[str], # of one sentence, IOB2
 ) -> list[tuple[str, int, int]]: # (type, first word, end word)
@@ -64,7 +64,7 @@ def strict_spans(
     opened = {position for position, tag in enumerate(tags) if tag[0] == "B"}
     return [entity for entity in entities if entity[1] in opened]
 
-# %% ../nbs/43_evaluation.ipynb #43ee11b4
+# %% ../nbs/43_evaluation.ipynb #20b0fc41
 def entity_report(
     true_tags: list[list[str]], # of each sentence
     predicted_tags: list[list[str]], # the same sentences
@@ -86,7 +86,7 @@ def entity_report(
     counts = {name: (correct[name], predicted[name], gold[name]) for name in sorted(predicted | gold)}
     return averages(counts) | {"types": {name: measures(*triple) for name, triple in counts.items()}}
 
-# %% ../nbs/43_evaluation.ipynb #81692099
+# %% ../nbs/43_evaluation.ipynb #ac63bf58
 def word_report(
     true_tags: list[list[str]], # of each sentence
     predicted_tags: list[list[str]], # the same sentences
@@ -103,7 +103,7 @@ def word_report(
         "tags": {tag: measures(correct[tag], predicted[tag], gold[tag]) for tag in tags},
     }
 
-# %% ../nbs/43_evaluation.ipynb #ec25c361
+# %% ../nbs/43_evaluation.ipynb #d491214e
 def report(
     true_tags: list[list[str]], # of each sentence, IOB2
     predicted_tags: list[list[str]], # the same sentences
@@ -117,7 +117,7 @@ def report(
         "words": sum(map(len, true_tags)),
     }
 
-# %% ../nbs/43_evaluation.ipynb #81d98b69
+# %% ../nbs/43_evaluation.ipynb #370575e1
 def format_rows(
     rows: dict[str, dict], # name -> measures
 ) -> str:
@@ -128,7 +128,7 @@ def format_rows(
         f"{name:>{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:6.3f}  {row['support']:7,}\n"
         for name, row in rows.items())
 
-# %% ../nbs/43_evaluation.ipynb #b4116d33
+# %% ../nbs/43_evaluation.ipynb #69ab70a8
 def format_report(
     scores: dict, # from `report`
 ) -> str: # several lines

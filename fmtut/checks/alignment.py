@@ -22,6 +22,8 @@ def solve_45_1():
 EXERCISES["45.1"] = Exercise(
     judge=sealed("45.1", 0, "b6c90ceca27e", {
         "7f134d1f1ca7": "an example begins with [CLS] and ends with [SEP], and both need a label",
+        "b0cc88187fe1": "that is one label for each word; the example has one label for each *piece*",
+        "a051935d92cd": "that is one label for each word; the example has one label for each *piece*",
         "683564531dbf": "later pieces of a word carry no label of their own",
         "acc46db370f9": "the third word has three pieces and one label; O is a label like any other",
         "a2dd3c1f6b48": "0 is the label O: [CLS] and [SEP] would be learned as words",
@@ -54,15 +56,19 @@ EXERCISES["45.2"] = Exercise(
 # %% ../../nbs/solutions/45_alignment.ipynb #48f9c5e9
 def solve_45_3():
     "Two positions go to [CLS] and [SEP], a quarter of the rest is shared."
-    n, C = 602, 128 - 2
+    n, C = 604, 34 - 2
     r = C // 4
     return 1 + -(-(n - C) // (C - r))
 
 
 EXERCISES["45.3"] = Exercise(
-    judge=sealed("45.3", 0, "c4aab1031a8e", {
-        "0fe7d09e46ec": "did you leave room for [CLS] and [SEP], and round up?",
-        "95cbf598825b": "that is the number without any overlap",
+    judge=sealed("45.3", 0, "ee1743fcd5ea", {
+        "7bcd3953c01c": "[CLS] and [SEP] take two of the 34 positions",
+        "bd7bcb4d7e86": "round up, for the last window need not be full, and count the first window too",
+        "6cdbcb76d67b": "[CLS] and [SEP] take two of the 34 positions, and the last window need not be full",
+        "a8d6828f665e": "the first window brings C new pieces; only the later ones bring C - r",
+        "6f9f970c5fc3": "that is the number without any overlap",
+        "04f72c2a20d0": "that is the number without any overlap, and with no room for [CLS] and [SEP]",
     }),
     solve=solve_45_3,
     hint="C is what remains without [CLS] and [SEP]; the first window covers C, each further one C - r.",
@@ -71,20 +77,20 @@ EXERCISES["45.3"] = Exercise(
 # %% ../../nbs/solutions/45_alignment.ipynb #54e0dcc2
 def judge_45_4(tag_pieces): # the learner's function
     "Judges on hand-made and on random sentences."
-    from fmtut.conll import spans
+    from fmtut.conll import spans, to_iob2
 
     assert tag_pieces([1, 1], ["B-PER", "O"]) == ["B-PER", "O"], "where each word has one piece, nothing changes"
     got = tag_pieces([2, 1], ["B-PER", "O"])
     assert got != ["B-PER", "B-PER", "O"], "a second B- opens a second entity; later pieces continue the first"
     assert got != ["B-PER", "O", "O"], "O on a later piece cuts the word in two"
     assert got == ["B-PER", "I-PER", "O"], f"for sizes [2, 1] and tags B-PER O it gives {got}"
-    assert tag_pieces([3], ["I-LOC"]) == ["I-LOC"] * 3, "an I- word continues on all its pieces"
+    assert tag_pieces([1, 3], ["B-LOC", "I-LOC"]) == ["B-LOC"] + ["I-LOC"] * 3, "an I- word continues on all its pieces"
     assert tag_pieces([2], ["O"]) == ["O", "O"], "the later pieces of an O word are O"
     assert tag_pieces([2], ["B-SUB-PART"]) == ["B-SUB-PART", "I-SUB-PART"], "change the first letter alone: the type SUB-PART holds a B- too"
     rng = np.random.default_rng(45)
     for _ in range(200):
         sizes = rng.integers(1, 5, 12).tolist()
-        tags = rng.choice(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], 12).tolist()
+        tags = to_iob2(rng.choice(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], 12).tolist())
         got, starts = tag_pieces(sizes, tags), np.cumsum([0, *sizes[:-1]])
         assert len(got) == sum(sizes), "one tag for each piece"
         assert [got[start] for start in starts] == tags, "the first piece keeps the word's own tag"
@@ -112,17 +118,22 @@ EXERCISES["45.4"] = Exercise(
 # %% ../../nbs/solutions/45_alignment.ipynb #59a492c2
 def judge_45_5(merge_mean): # the learner's function
     "Judges on one window, on two, on three that share a word, and on agreeing windows."
-    rows = np.arange(6.0).reshape(3, 2)
+    rows = np.log([[0.7, 0.3], [0.5, 0.5], [0.2, 0.8]])
     assert np.shape(merge_mean([(0, 3)], [rows])) == (3, 2), "one row for each word, with a column for each label"
     assert np.allclose(merge_mean([(0, 3)], [rows]), rows), "with one window its rows are the answer"
-    got = merge_mean([(0, 2), (1, 3)], [np.array([[1.0], [2.0]]), np.array([[4.0], [8.0]])])
-    assert np.shape(got) == (3, 1), "a word in two windows still has one row"
-    assert not np.allclose(got[1], 6), "the rows of a shared word were added, not averaged"
-    assert not np.allclose(got[1], 2) and not np.allclose(got[1], 4), "one of the windows had no vote at the shared word"
-    assert np.allclose(got, [[1], [3], [8]]), f"windows of 2 words that share one: {np.ravel(got).tolist()} instead of [1, 3, 8]"
-    ranges, outputs = [(0, 5), (2, 7), (4, 9)], [np.full((5, 1), value) for value in (0.0, 3.0, 9.0)]
-    assert np.allclose(merge_mean(ranges, outputs)[4], 4), "word 4 stands in three windows: each vote weighs a third"
-    truth = np.random.default_rng(45).normal(size=(9, 4))
+    left, right = np.log([[0.7, 0.3], [0.8, 0.2]]), np.log([[0.1, 0.9], [0.6, 0.4]])
+    got = merge_mean([(0, 2), (1, 3)], [left, right])
+    assert np.shape(got) == (3, 2), "a word in two windows still has one row"
+    assert not np.allclose(got[1], left[1] + right[0]), "the rows of a shared word were added, not averaged"
+    assert not any(np.allclose(got[1], row) for row in (left[1], right[0])), "one of the windows had no vote at the shared word"
+    mean = (np.exp(left[1]) + np.exp(right[0])) / 2
+    averaged = [np.allclose(got[1], row) for row in (mean, np.log(mean))]
+    assert not any(averaged), "that averages probabilities, not log-probabilities"
+    wanted = [left[0], (left[1] + right[0]) / 2, right[1]]
+    assert np.allclose(got, wanted), f"two windows of 2 words that share one: its row is {np.round(got[1], 2)}, not {np.round(wanted[1], 2)}"
+    ranges, outputs = [(0, 5), (2, 7), (4, 9)], [np.full((5, 1), value) for value in (-1.0, -4.0, -10.0)]
+    assert np.allclose(merge_mean(ranges, outputs)[4], -5), "word 4 stands in three windows: each vote weighs a third"
+    truth = np.log(np.random.default_rng(45).dirichlet(np.ones(4), 9))
     again = merge_mean(ranges, [truth[a:b].copy() for a, b in ranges])
     assert np.allclose(again, truth), "where all windows agree, the mean is what they agree on"
 
@@ -226,11 +237,11 @@ QUIZ = [
     ),
     Question(
         "Two windows share eight words. Why does the border of ownership lie in the middle?",
-        right="there the smaller of both contexts is largest, so each word has the better view",
+        right="then no word would have more context in the other window than in its own",
         why="A word left of the middle is farther from an edge in the left window, one right of it in the right window.",
         wrong={
             "there the two windows have the same number of words to answer, which balances them": "How many words a window owns depends on both its overlaps; balance is not the aim.",
-            "there a name cannot be cut, since names are shorter than half of the overlap": "A border may lie inside a name; both windows see it whole, and each answers for its own words.",
+            "there a name cannot be cut, since names are shorter than half of the overlap": "A border may lie inside a name, even a short one; each window answers for its own words.",
             "there the padding of both windows ends, so no position of a batch is wasted": "Windows are padded at their end, whoever owns their words.",
         },
     ),

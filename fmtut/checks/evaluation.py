@@ -21,10 +21,12 @@ def solve_43_1():
 
 
 EXERCISES["43.1"] = Exercise(
-    judge=sealed("43.1", 2, "b6ed2a72e627", {
-        "85685009d9a3": "that is the precision",
-        "30969e48a125": "that is the recall",
-        "d3eafccd5088": "that is the arithmetic mean of precision and recall; F1 is the harmonic one",
+    judge=sealed("43.1", 3, "cddf5a258f74", {
+        "a73231b5607c": "that is the precision",
+        "0f4187e56395": "that is the recall",
+        "f30c65b0bd0d": "that is the arithmetic mean of precision and recall; F1 is the harmonic one",
+        "9b73f8c8df4d": "that is the geometric mean of precision and recall; F1 is the harmonic one",
+        "c20efb2ba735": "that is in percent; F1 lies between 0 and 1",
     }),
     solve=solve_43_1,
     hint="F1 needs three counts only: twice the correct ones over the sum of the other two.",
@@ -88,7 +90,7 @@ EXERCISES["43.3"] = Exercise(
 def solve_43_4():
     "One quotient; its denominator is 0 only where all counts are."
     def f_beta(correct, predicted, gold, beta):
-        "F_beta from c, p, g; 0.0 where all three are 0."
+        "F_beta from c, p, g; 0.0 where nothing is right."
         denominator = beta**2 * gold + predicted
         return (1 + beta**2) * correct / denominator if denominator else 0.0
 
@@ -98,6 +100,8 @@ def solve_43_4():
 def judge_43_4(f_beta): # the learner's function
     "Judges known values, the weight's direction, the edges, and the formula on a grid."
     assert f_beta(0, 0, 5, 1) == 0, "nothing predicted, 5 gold: the value is 0, not an error"
+    assert f_beta(0, 5, 0, 1) == 0, "nothing gold, 5 predicted: the value is 0, not an error"
+    assert f_beta(0, 4, 5, 1) == 0, "4 predicted, none right: the value is 0, though P and R are both 0"
     assert f_beta(0, 0, 0, 2) == 0, "all counts 0: the value is 0"
     assert abs(f_beta(6, 8, 10, 1) - 12 / 18) < 1e-9, "beta = 1 must be F1: 6 of 8 predicted and 10 gold give 2/3"
     assert f_beta(6, 8, 10, 2) < f_beta(6, 8, 10, 1), "with beta = 2 recall must weigh more; here it is the smaller one, so F must fall"
@@ -240,7 +244,7 @@ QUIZ = [
         },
     ),
     Question(
-        "MISC is 5 % of the entities. A new model doubles its F1 and changes nothing else. Which average moves most?",
+        "MISC, one of four types, is 5 % of the entities. A new model doubles its F1 and changes nothing else. Which average moves most?",
         right="macro, for each type has the same voice there",
         why="With four types MISC is a quarter of the macro average, and about a twentieth of the others.",
         wrong={
@@ -256,7 +260,7 @@ QUIZ = [
         wrong={
             "entities were counted, with each of their words": "The words inside entities are far fewer than all words of the file; the O class must be in.",
             "words were counted, but those with O were left out": "Without O the support would sum to the words inside names only.",
-            "each entity was counted about eight times by folds": "46,435 is exactly the number of words; nothing was counted twice.",
+            "entities were counted, summed over eight trainings": "Eight trainings would give 8 x 5,648 = 45,184; 46,435 is exactly the number of words.",
         },
     ),
 ]
