@@ -241,12 +241,11 @@ def write_json(path, content):
 
 
 def write_page(args, model, tokenizer, splits):
-    "Writes report.html with the worst sentences of the last split; returns the line that names it, or why there is none."
-    name = list(splits)[-1] # test where there is one
+    "Writes report.html with the worst sentences of the last split (test where there is one); returns the line that names it, or why there is none."
     try:
         from fmtut.errors import write_page
 
-        page = write_page(args.out, model, tokenizer, {name: splits[name]})
+        page = write_page(args.out, model, tokenizer, splits)
         return f"open in a browser: {Path(args.out) / page.name}"
     except (Exception, KeyboardInterrupt) as error: # the model is safe by now, and nothing may hide that
         if args.debug:
@@ -266,11 +265,16 @@ def doctor(args):
 
 def check_notebooks(args):
     "One row a notebook; exit code 1 if one of them could not be run to its end."
-    from fmtut.grading import check_notebook, roll
+    from fmtut.grading import check_notebook, row_line
 
     print(f"running the code of {len(args.files)} notebook{'s' * (len(args.files) > 1)} with your rights", file=sys.stderr, flush=True)
-    rows = [check_notebook(file) for file in args.files]
-    print(json.dumps(rows, indent=1) if args.json else roll(rows))
+    rows = []
+    for file in args.files:
+        rows.append(check_notebook(file))
+        if not args.json:
+            print(row_line(rows[-1], max(map(len, args.files))), flush=True)
+    if args.json:
+        print(json.dumps(rows, indent=1))
     return 1 if any(row["problem"] for row in rows) else 0
 
 

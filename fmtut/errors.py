@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNS', 'HEAD', 'STYLE', 'Outcome', 'error_kinds', 'Judged', 'judge', 'clip', 'html_table', 'type_colors',
            'score_rows', 'score_tables', 'ticks', 'curve', 'mark', 'words_html', 'sentence_html', 'best_epoch', 'card',
-           'key_figures', 'curves', 'worst_sentences', 'recipe_tables', 'report_page', 'write_page']
+           'key_figures', 'curves', 'worst_sentences', 'data_table', 'recipe_tables', 'report_page', 'write_page']
 
 # %% ../nbs/48_errors.ipynb #0c5a5f1a
 import dataclasses
@@ -26,6 +26,7 @@ from .decoding import viterbi_decode
 from .environment import ENTITY_COLORS
 from .ner import labels_of, word_log_probs
 from .training import Recipe, recipe_from_dict
+from .uncertainty import data_warnings
 
 # %% ../nbs/48_errors.ipynb #0229d4ea
 SIGNS = {"right": "✓", "wrong type": "≠", "wrong boundary": "↔", "wrong type and boundary": "≠↔", "missed": "−", "spurious": "+"}
@@ -182,26 +183,13 @@ HEAD = """<!DOCTYPE html>
 STYLE = """:root{color-scheme:light dark;--paper:#fff;--ink:#1b2026;--soft:#58626d;--rule:#d8dde3;--card:#f4f6f8;--lift:0%}
 @media screen and (prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e7eaed;--soft:#a5afb9;--rule:#39414a;--card:#1e2328;--lift:30%}}
 *{box-sizing:border-box} body{max-width:72rem;margin:0 auto;padding:1.5rem clamp(1rem,4vw,2.5rem) 4rem;background:var(--paper);color:var(--ink)}
-body{font:1rem/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
-h1{font-size:1.9rem;line-height:1.2;margin:.3rem 0} p{margin:.4rem 0;max-width:48rem} h2{font-size:1.3rem;margin:2.6rem 0 .8rem;padding-top:.8rem;border-top:1px solid var(--rule)}
-.soft,dt,thead th{color:var(--soft);font-size:.9rem} time,.kind,.scores td,thead th,.facts th,.facts td:nth-child(2){white-space:nowrap}
-nav a{display:inline-block;margin-right:1.2rem;padding:.3rem 0;color:inherit} svg.loss{--t:#D55E00} svg.score{--t:#0072B2} .cards,.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:1rem}
-.two{grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem 2.5rem;margin-bottom:1.5rem}
-.card{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;padding:1rem 1.2rem} .card h3{margin:0;font-size:1rem}
-.big{font-size:2.4rem;line-height:1.2;font-weight:650} .big small{font-size:.95rem;font-weight:400;color:var(--soft)}
-dl{display:grid;grid-template-columns:1fr auto;align-items:baseline;gap:.1rem 1rem;margin:.6rem 0 0} dd{margin:0;text-align:right}
-table{border-collapse:collapse;width:100%;font-size:.9rem} caption{text-align:left;font-weight:650;font-size:1rem;padding-bottom:.3rem}
-th,td{padding:.28rem .4rem;text-align:right;border-bottom:1px solid var(--rule);font-weight:400;vertical-align:top}
-th:first-child,.facts td,.facts th{text-align:left} .entity tbody tr:nth-last-child(-n+3){background:var(--card)}
-td:nth-child(4){font-weight:650} .dot,.g,.p{print-color-adjust:exact} .dot{float:left;width:.7em;height:.7em;border-radius:50%;margin:.4em .5em 0 0;background:var(--c)}
-figure{margin:0} svg{display:block;width:100%;max-width:32rem;fill:currentColor;font:12px system-ui,sans-serif}
-svg,.g,.p,.dot{--c:color-mix(in srgb,var(--t),#fff var(--lift))} circle{fill:var(--c)} figcaption,summary,.strong,.kind{font-weight:650}
-.line,.ring{fill:none} .line{stroke:var(--c);stroke-width:2.2} .ring,.grid,.best{stroke:currentColor} .grid{opacity:.18} .best{stroke-dasharray:3 3}
-.kinds,.errors,ol{list-style:none;margin:.5rem 0;padding:0} .kinds li{display:inline-block;margin-right:1.4rem} .errors li{break-inside:avoid}
-.sentence{padding:.8rem 0;border-bottom:1px solid var(--rule)} .sentence:last-child{border:0} .errors{font-size:.9rem;columns:24rem}
+body{font:1rem/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:anywhere} h1{font-size:1.9rem;line-height:1.2;margin:.3rem 0} p{margin:.4rem 0;max-width:48rem} h2{font-size:1.3rem;margin:2.6rem 0 .8rem;padding-top:.8rem;border-top:1px solid var(--rule)}
+.soft,dt,thead th{color:var(--soft);font-size:.9rem} time,.kind,.scores td,thead th,.facts th,.facts td:nth-child(2){white-space:nowrap} nav a{display:inline-block;margin-right:1.2rem;padding:.3rem 0;color:inherit} svg.loss{--t:#D55E00} svg.score{--t:#0072B2} .cards,.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:1rem} .two{grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem 2.5rem;margin-bottom:1.5rem} .card{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;padding:1rem 1.2rem} .card h3{margin:0;font-size:1rem} .big{font-size:2.4rem;line-height:1.2;font-weight:650} .big small{font-size:.95rem;font-weight:400;color:var(--soft)} dl{display:grid;grid-template-columns:1fr auto;align-items:baseline;gap:.1rem 1rem;margin:.6rem 0 0} dd{margin:0;text-align:right} table{border-collapse:collapse;width:100%;font-size:.9rem} caption{text-align:left;font-weight:650;font-size:1rem;padding-bottom:.3rem}
+th,td{padding:.28rem .4rem;text-align:right;border-bottom:1px solid var(--rule);font-weight:400;vertical-align:top} th:first-child,.facts td,.facts th{text-align:left} .entity tbody tr:nth-last-child(-n+3){background:var(--card)} td:nth-child(4){font-weight:650} .dot,.g,.p{print-color-adjust:exact} .dot{float:left;width:.7em;height:.7em;border-radius:50%;margin:.4em .5em 0 0;background:var(--c)} figure{margin:0} svg{display:block;width:100%;max-width:32rem;fill:currentColor;font:12px system-ui,sans-serif}
+svg,.g,.p,.dot{--c:color-mix(in srgb,var(--t),#fff var(--lift))} circle{fill:var(--c)} figcaption,summary,.strong,.kind{font-weight:650} .line,.ring{fill:none} .line{stroke:var(--c);stroke-width:2.2} .ring,.grid,.best{stroke:currentColor} .grid{opacity:.18} .best{stroke-dasharray:3 3}
+.kinds,.errors,ol{list-style:none;margin:.5rem 0;padding:0} .kinds li{display:inline-block;margin-right:1.4rem} .errors li{break-inside:avoid} .sentence{padding:.8rem 0;border-bottom:1px solid var(--rule)} .sentence:last-child{border:0} .errors{font-size:.9rem;columns:24rem}
 .words{max-width:none;line-height:1.35} .w{display:inline-block;vertical-align:top;max-width:100%;padding:1.25rem 0 1.7rem}
-.g,.p{display:block;direction:inherit;height:1.25rem;padding:0 .15rem;font:600 .72rem/1.1rem system-ui,sans-serif;white-space:nowrap;border:0 solid var(--c);background:color-mix(in srgb,var(--c) 15%,var(--paper))}
-.g{margin-top:-1.25rem;border-bottom-width:3px} .p{margin-bottom:-1.25rem;border-top-width:3px} .on{margin-inline-end:-.34rem} .bad{border-style:dashed}
+.g,.p{display:block;direction:inherit;height:1.25rem;padding:0 .15rem;font:600 .72rem/1.1rem system-ui,sans-serif;white-space:nowrap;border:0 solid var(--c);background:color-mix(in srgb,var(--c) 15%,var(--paper))} .g{margin-top:-1.25rem;border-bottom-width:3px} .p{margin-bottom:-1.25rem;border-top-width:3px} .on{margin-inline-end:-.34rem} .bad{border-style:dashed}
 @media print{:root{color-scheme:light} body{padding:0;font-size:10pt} nav{display:none} .two{grid-template-columns:1fr 1fr} .sentence,figure,tr,.card{break-inside:avoid}}"""
 
 # %% ../nbs/48_errors.ipynb #ddcd245f
@@ -245,13 +233,25 @@ def curves(epochs: list[dict], most: int = 200) -> str: # as in history.json, at
 def worst_sentences(name: str, judged: list[Judged], colors: dict[str, str], most: int = 20) -> str: # a split, all its sentences
     "How often each kind of error occurs, which is also the legend, and the sentences with the highest loss."
     counts = Counter(outcome.kind for one in judged for outcome in error_kinds(one.sentence.tags, one.predicted))
-    worst = sorted(judged, key=lambda one: -sum(one.losses))[:most]
+    once = {(*one.sentence.words, *one.sentence.tags): one for one in reversed(judged) if one.predicted != one.sentence.tags} # repeats once
+    worst = sorted(once.values(), key=lambda one: (-sum(one.losses), one.number))[:most]
     kinds = "".join(f'<li><span class="kind">{sign} {kind}</span> {counts[kind]:,}</li>' for kind, sign in SIGNS.items())
     return (f"<p>Every gold and every predicted entity of {clip(name)} has one outcome:</p>\n<ul class=\"kinds\">{kinds}</ul>\n"
-            f"<p>Below are the {len(worst)} sentences of {len(judged):,} whose gold tags surprise the model most (the loss is summed over words, in nats). "
+            f"<p>Below {'is' if len(worst) == 1 else 'are'} {len(worst)} of {len(judged):,} sentences: those with errors whose gold tags surprise the model most "
+            "(the loss is summed over words, in nats; a repeated sentence stands once). "
             "Gold entities stand above the words, predicted ones below; a dashed line is an error. "
             "Where the model is right and the gold is not, the file needs the correction.</p>\n"
             f'<ol>{"".join(sentence_html(one, colors) for one in worst)}</ol>\n')
+
+
+def data_table(splits: dict[str, list[Sentence]]) -> str: # train first, at least one sentence each
+    "How much there was to learn from, and what is suspicious about it."
+    rows = [[clip(name), *(f"{number:,}" for number in (len(sentences), sum(len(s.words) for s in sentences), sum(len(spans(s.tags)) for s in sentences)))]
+            for name, sentences in splits.items()]
+    train, *others = splits.items()
+    lines = [line.replace(" dev ", f" {name} ") for name, sentences in others for line in data_warnings(train[1], sentences)]
+    warnings = "".join(f"<li>{escape(line)}</li>" for line in dict.fromkeys(lines))
+    return html_table("Data", ["split", "sentences", "words", "entities"], rows, "scores") + f'<ul class="errors strong">{warnings}</ul>'
 
 
 def recipe_tables(recipe: Recipe) -> str: # of the run
@@ -263,15 +263,15 @@ def recipe_tables(recipe: Recipe) -> str: # of the run
     right = html_table("Versions", ["package", "version"], [[name, escape(version)] for name, version in versions.items()], "facts")
     return f'<div class="two"><div>{left}</div><div>{right}</div></div>\n'
 
-# %% ../nbs/48_errors.ipynb #26dc0235
+# %% ../nbs/48_errors.ipynb #eb5075aa
 def report_page(
     title: str, # of the run, as the name of its folder
-    scores: dict[str, dict], # split -> report, as in report.json
-    history: dict, # with "epochs", as in history.json
-    recipe: Recipe, # of the run
+    documents: dict[str, dict], # "report", "history" and "recipe", as in the JSON files of a model's folder
+    splits: dict[str, list[Sentence]], # the data of the run, train first; none is no error
     judged: dict[str, list[Judged]], # split -> all its sentences; the worst are shown
 ) -> str: # HTML that needs nothing but itself
-    "One page for a training run: scores, curves, worst sentences, recipe and versions."
+    "One page for a training run: scores, curves, data, worst sentences, recipe and versions."
+    scores, history = documents["report"], documents["history"]
     tags = [tag for split in judged.values() for one in split for tag in one.sentence.tags + one.predicted]
     colors = type_colors([tag[2:] for tag in tags if tag != "O"] + [name for score in scores.values() for name in score["entity"]["types"]])
     rules = "".join(f".t{number}{{--t:{color}}}" for number, color in enumerate(colors.values()))
@@ -280,26 +280,28 @@ def report_page(
         sections["Curves"] = curves(history["epochs"])
     sections["Scores"] = '<p class="soft">An entity is found if its type, its first and its last word are right.</p>' + "".join(
         score_tables(name, score, colors) for name, score in reversed(scores.items()))
+    if splits:
+        sections["Data"] = data_table(splits)
     sections |= {f"Worst sentences of {clip(name)}": worst_sentences(name, split, colors) for name, split in judged.items()}
-    sections["Recipe and versions"] = recipe_tables(recipe)
+    sections["Recipe and versions"] = recipe_tables(recipe_from_dict(documents["recipe"]))
     links = "".join(f'<a href="#s{number}">{name}</a>' for number, name in enumerate(sections))
     body = "".join(f'<section aria-labelledby="s{n}"><h2 id="s{n}">{name}</h2>\n{text}</section>\n' for n, (name, text) in enumerate(sections.items()))
     return (f'{HEAD}<title>{clip(title)}: training report</title>\n<style>{STYLE}{rules}</style></head>\n<body>\n<header>'
             f'<p class="soft">Training report of a named-entity tagger, <time>{date.today().isoformat()}</time></p>\n<h1>{clip(title)}</h1>\n'
             f'<nav aria-label="Sections">{links}</nav></header>\n<main>\n{body}</main>\n</body></html>\n')
 
-# %% ../nbs/48_errors.ipynb #bf922800
+# %% ../nbs/48_errors.ipynb #cb6de608
 def write_page(
     folder: str | Path, # of a model, with report.json, history.json and recipe.json
     model, # of that folder, on any device
     tokenizer, # the model's
-    splits: dict[str, list[Sentence]], # those whose worst sentences are shown, at least one sentence each
+    splits: dict[str, list[Sentence]], # the data of the run, train first; the worst sentences of the last are shown
 ) -> Path: # of report.html; an earlier one is replaced
     "Writes `report_page` of a training run into the model's folder."
     folder = Path(folder).expanduser().resolve()
-    scores, history, recipe = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("report", "history", "recipe")]
-    judged = {name: judge(model, tokenizer, sentences) for name, sentences in splits.items()}
-    page, fresh = report_page(folder.name, scores, history, recipe_from_dict(recipe), judged), folder / f".report.html.{os.getpid()}"
+    documents = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("report", "history", "recipe")}
+    judged = {name: judge(model, tokenizer, splits[name]) for name in list(splits)[-1:]}
+    page, fresh = report_page(folder.name, documents, splits, judged), folder / f".report.html.{os.getpid()}"
     try:
         fresh.write_bytes(page.encode("utf-8", "replace"))
         return fresh.replace(folder / "report.html")

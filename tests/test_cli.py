@@ -132,7 +132,8 @@ HOSTILE = ["<script>alert(1)</script>", '"><img/src=x/onerror=alert(2)>', "</sty
 def test_report_page(fmtut, corpus, tmp_path):
     "One file that needs no other, holds the scores of report.json, and shows what the data says without obeying it."
     data, out = tmp_path / "a&b<i>.conll", tmp_path / "<b>tagger & co"
-    data.write_text(corpus.read_text() + "\n" + "".join(f"{word}\tB-R&D<i>\n" for word in HOSTILE), encoding="utf-8")
+    twice = ["".join(f"{word}\t{tag}\n" for word in HOSTILE) for tag in ("B-R&D<i>", "O")] # whatever is predicted, one of them has errors
+    data.write_text("\n".join([corpus.read_text(), *twice]), encoding="utf-8")
     code, printed, err = fmtut("ner", "train", "--train", data, "--dev", data, "--test", data, "--out", out, "--epochs", 2)
     assert code == 0 and not err and f"open in a browser: {out / 'report.html'}\n" in printed
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -143,7 +144,7 @@ def test_report_page(fmtut, corpus, tmp_path):
     assert not {name for name, _ in elements.attributes if name.startswith("on") or name in ("src", "srcset", "data", "action", "xlink:href")}
     assert all(value.startswith("#") for name, value in elements.attributes if name == "href")
     assert "url(" not in page and "@import" not in page and len(page) < 100_000
-    for word in [*HOSTILE[:5], HOSTILE[6], "R&D<i>", "a&b<i>.conll:14", "<b>tagger & co", "learning_rate",
+    for word in [*HOSTILE[:5], HOSTILE[6], "R&D<i>", "a&b<i>.conll:", "test sentences stand word for word in train", "<b>tagger & co", "learning_rate",
                  f"best after epoch {best['epoch']}", f"epoch {best['epoch']}: {best['score']:.3f}"]:
         assert word in elements.text, word
     for scores in report.values():
@@ -398,7 +399,7 @@ def test_check_notebook_prints_one_row_a_learner(fmtut, tmp_path):
     (tmp_path / "ben.ipynb").write_text("no notebook")
     code, out, err = fmtut("check-notebook", ana, tmp_path / "ben.ipynb", "--json")
     assert code == 1 and [row["solved"] for row in json.loads(out)] == [["46.1"], []]
-    assert json.loads(out)[1]["problem"] == "is no notebook"
+    assert json.loads(out)[1]["problem"].startswith("is no notebook: open it in Jupyter")
 
 
 def test_check_notebook_leaves_the_teachers_progress_alone(fmtut, tmp_path, monkeypatch):
