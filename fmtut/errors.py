@@ -251,7 +251,7 @@ def data_table(splits: dict[str, list[Sentence]]) -> str: # train first, at leas
     train, *others = splits.items()
     lines = [line.replace(" dev ", f" {name} ") for name, sentences in others for line in data_warnings(train[1], sentences)]
     warnings = "".join(f"<li>{escape(line)}</li>" for line in dict.fromkeys(lines))
-    return html_table("Data", ["split", "sentences", "words", "entities"], rows, "scores") + f'<ul class="errors strong">{warnings}</ul>'
+    return html_table("Splits of this run", ["split", "sentences", "words", "entities"], rows, "scores") + f'<ul class="errors strong">{warnings}</ul>'
 
 
 def recipe_tables(recipe: Recipe) -> str: # of the run
