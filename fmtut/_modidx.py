@@ -158,6 +158,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fmtut.checks.ner.judge_47_3': ('solutions/ner.html#judge_47_3', 'fmtut/checks/ner.py'),
                                   'fmtut.checks.ner.judge_47_4': ('solutions/ner.html#judge_47_4', 'fmtut/checks/ner.py'),
                                   'fmtut.checks.ner.judge_47_5': ('solutions/ner.html#judge_47_5', 'fmtut/checks/ner.py'),
+                                  'fmtut.checks.ner.judge_limits': ('solutions/ner.html#judge_limits', 'fmtut/checks/ner.py'),
                                   'fmtut.checks.ner.solve_47_1': ('solutions/ner.html#solve_47_1', 'fmtut/checks/ner.py'),
                                   'fmtut.checks.ner.solve_47_2': ('solutions/ner.html#solve_47_2', 'fmtut/checks/ner.py'),
                                   'fmtut.checks.ner.solve_47_3': ('solutions/ner.html#solve_47_3', 'fmtut/checks/ner.py'),

@@ -28,7 +28,7 @@ from .training import History, Progress, Recipe, RecipeError, Trainer, token_los
 from .uncertainty import data_warnings
 from .weights import ModelError, load_pretrained, save_pretrained
 
-# %% ../nbs/47_ner.ipynb #a0cf13d3
+# %% ../nbs/47_ner.ipynb #31bc8b71
 def small_tokenizer(train: list[Sentence]) -> BertTokenizerFast: # at least one sentence
     "A cased WordPiece tokenizer of at most 8,192 pieces, learned from `train`."
     texts = [" ".join(sentence.words).encode("utf-8", "replace").decode() for sentence in train]
@@ -37,13 +37,13 @@ def small_tokenizer(train: list[Sentence]) -> BertTokenizerFast: # at least one 
         path.write_text("\n".join(train_wordpiece(count_words(texts), vocab_size=8192)), encoding="utf-8")
         return BertTokenizerFast(str(path), do_lower_case=False, model_max_length=512)
 
-# %% ../nbs/47_ner.ipynb #32ea09b2
+# %% ../nbs/47_ner.ipynb #6d04117c
 def label_list(sentences: list[Sentence]) -> list[str]: # tags in any scheme
     "O, then B- and I- of each type, sorted: the labels that a model of these sentences needs."
     types = sorted({entity[0] for sentence in sentences for entity in spans(sentence.tags)})
     return ["O"] + [f"{letter}-{name}" for name in types for letter in "BI"]
 
-
+# %% ../nbs/47_ner.ipynb #086a38b7
 def check_labels(
     sentences: list[Sentence], # tags in any scheme
     labels: list[str], # of the model
@@ -56,7 +56,7 @@ def check_labels(
                 raise DataError(f"{sentence.where(start)}: tag {sentence.tags[start]} is of a type that the model does not have "
                                 f"({known}); train on data that has it, or correct the file")
 
-# %% ../nbs/47_ner.ipynb #fd6b75c5
+# %% ../nbs/47_ner.ipynb #db676d39
 def set_labels(model: BertForTokenClassification, labels: list[str]): # changed in place; in the order of the outputs
     "Gives the model a fresh head for `labels`; an equal list keeps the head that is there."
     if [model.config.id2label[number] for number in range(model.config.num_labels)] == labels:
@@ -68,15 +68,16 @@ def set_labels(model: BertForTokenClassification, labels: list[str]): # changed 
     nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
     nn.init.zeros_(model.classifier.bias)
 
-
+# %% ../nbs/47_ner.ipynb #214dc99e
 def labels_of(model: BertForTokenClassification) -> list[str]: # any model, also one without an NER head
     "The model's labels; `ModelError` if they are no IOB2 tags, as those of a base model."
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
     if "O" not in labels or not all(label == "O" or label.startswith(("B-", "I-")) for label in labels):
-        raise ModelError(f"the model has no NER head (its labels are {', '.join(labels[:3])}); train it first: fmtut ner train --model")
+        raise ModelError(f"the model has no NER head (its labels are {', '.join(labels[:3])}); "
+                         "train it first: fmtut ner train --model DIR --train FILE --dev FILE --out DIR")
     return labels
 
-# %% ../nbs/47_ner.ipynb #086a38b7
+# %% ../nbs/47_ner.ipynb #e01088b3
 FROM_SCRATCH = Recipe(epochs=12, learning_rate=1e-3, batch_size=32, patience=4) # for `small_bert`
 
 
@@ -87,13 +88,12 @@ def small_bert(
     "A cased BERT of 2 to 4 million random parameters with a WordPiece vocabulary from `train`."
     tokenizer = small_tokenizer(train)
     seed_everything(seed)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=192, num_hidden_layers=4, num_attention_heads=4,
-                        intermediate_size=768, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id)
-    model = BertForTokenClassification(config)
+    model = BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), hidden_size=192, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=768, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id))
     set_labels(model, label_list(train))
     return model, tokenizer
 
-# %% ../nbs/47_ner.ipynb #db676d39
+# %% ../nbs/47_ner.ipynb #7fbfd02f
 class NERDataset(TokenDataset):
     "Training examples: the windows of all sentences, a label on the first piece of each word."
 
@@ -110,7 +110,7 @@ class NERDataset(TokenDataset):
         super().__init__([example for sentence, words in zip(sentences, pieces)
                           for example in encode_sentence(words, [number[tag] for tag in sentence.tags], tokenizer, max_length)])
 
-# %% ../nbs/47_ner.ipynb #317724af
+# %% ../nbs/47_ner.ipynb #4fab5688
 @torch.inference_mode()
 def word_log_probs(
     model: BertForTokenClassification, # put into evaluation mode
@@ -132,7 +132,7 @@ def word_log_probs(
     merged = [merge_windows(windows, [next(rest) for _ in windows]) for windows in encoded]
     return [np.array(rows, dtype=np.float32).reshape(-1, model.config.num_labels) for rows in merged]
 
-
+# %% ../nbs/47_ner.ipynb #c50c5d8f
 def predict_tags(
     model: BertForTokenClassification, # with IOB2 labels
     tokenizer, # the model's
@@ -142,7 +142,7 @@ def predict_tags(
     labels = labels_of(model)
     return [[labels[i] for i in viterbi_decode(rows, labels)] for rows in word_log_probs(model, tokenizer, sentences)]
 
-# %% ../nbs/47_ner.ipynb #d1d1c35f
+# %% ../nbs/47_ner.ipynb #7563f777
 def fit(
     model: BertForTokenClassification, # trained in place, on its device
     tokenizer, # its `model_max_length` becomes the recipe's `max_length`
@@ -174,7 +174,7 @@ def fit(
         print("warning: no dev entity was found in any epoch; try more epochs, another learning_rate, or more data")
     return history
 
-# %% ../nbs/47_ner.ipynb #7bfe78da
+# %% ../nbs/47_ner.ipynb #381200e4
 def evaluate(
     model: BertForTokenClassification, # with IOB2 labels
     tokenizer, # the model's
@@ -188,7 +188,7 @@ def evaluate(
     sentences = normalise(sentences, name)
     return report([s.tags for s in sentences], predict_tags(model, tokenizer, [s.words for s in sentences]))
 
-# %% ../nbs/47_ner.ipynb #381200e4
+# %% ../nbs/47_ner.ipynb #8e4b9efc
 def save_model(
     model: BertForTokenClassification, # on any device
     tokenizer, # saved with the model
@@ -199,7 +199,7 @@ def save_model(
     "Writes safetensors, config with labels, tokenizer, recipe.json, and the documents."
     save_pretrained(model, tokenizer, folder, {"recipe": dataclasses.asdict(recipe), **documents})
 
-
+# %% ../nbs/47_ner.ipynb #8ffbfa73
 def load_model(
     dir_or_name: str | Path, # a folder, or a name on the Hub such as "bert-base-cased"
 ) -> tuple[BertForTokenClassification, BertTokenizerFast]:
@@ -209,7 +209,7 @@ def load_model(
         raise ModelError(f"{dir_or_name}: the config names NER labels, but the weights have no head; the folder is damaged")
     return model, tokenizer
 
-# %% ../nbs/47_ner.ipynb #b94a17f3
+# %% ../nbs/47_ner.ipynb #4c06fac6
 def train_to_folder(
     model: BertForTokenClassification, # trained in place
     tokenizer, # the model's
@@ -226,7 +226,7 @@ def train_to_folder(
     save_model(model, tokenizer, recipe, folder, report=scores, history=dataclasses.asdict(history), **documents)
     return scores
 
-# %% ../nbs/47_ner.ipynb #3de6685c
+# %% ../nbs/47_ner.ipynb #d232f2f3
 @dataclasses.dataclass(frozen=True)
 class Entity:
     "A name: its type, its text, its words and characters (ends exclusive), and a confidence from 0 to 1."
@@ -239,7 +239,7 @@ class Entity:
     end: int
     confidence: float
 
-
+# %% ../nbs/47_ner.ipynb #d9d97779
 @dataclasses.dataclass(frozen=True)
 class Tagged:
     "A text with its words, an IOB2 tag for each, and its entities."
@@ -249,7 +249,7 @@ class Tagged:
     tags: list[str]
     entities: list[Entity]
 
-
+# %% ../nbs/47_ner.ipynb #ba9a08e0
 def tagged(
     text: str, # the original string
     placed: list[tuple[str, int, int]], # its words with offsets
@@ -267,13 +267,13 @@ def tagged(
     ]
     return Tagged(text, [word for word, _, _ in placed], tags, entities)
 
-# %% ../nbs/47_ner.ipynb #624b9de7
+# %% ../nbs/47_ner.ipynb #f79d9f3a
 def place_words(words: list[str]) -> list[tuple[str, int, int]]: # of one sentence
     "(word, start, end) of words joined by single blanks."
     ends = np.cumsum([len(word) + 1 for word in words], dtype=int).tolist()
     return [(word, end - 1 - len(word), end - 1) for word, end in zip(words, ends)]
 
-
+# %% ../nbs/47_ner.ipynb #af845c4f
 class Tagger:
     "Finds names in text with a saved model that was trained on IOB2 tags."
 

@@ -335,7 +335,7 @@ def test_base_model_is_no_tagger(fmtut, tmp_path, corpus, model_dir):
     BertModel(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / "base")
     code, _, err = fmtut("ner", "predict", "--model", tmp_path / "base", "--input", corpus)
-    assert code == 1 and "has no NER head" in err and "fmtut ner train --model" in err
+    assert code == 1 and "has no NER head" in err and "fmtut ner train --model DIR --train FILE --dev FILE --out DIR" in err
     code, out, err = fmtut("ner", "train", "--model", tmp_path / "base", "--train", corpus, "--dev", corpus, "--out", tmp_path / "out", "--epochs", 1)
     assert code == 0, err
     assert (tmp_path / "out" / "model.safetensors").exists()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXERCISES', 'QUIZ', 'solve_47_1', 'solve_47_2', 'judge_47_2', 'compare_gradients', 'solve_47_3', 'judge_47_3',
-           'solve_47_4', 'by_enumeration', 'judge_47_4', 'solve_47_5', 'by_trying', 'judge_47_5']
+           'solve_47_4', 'by_enumeration', 'judge_47_4', 'solve_47_5', 'by_trying', 'judge_limits', 'judge_47_5']
 
 # %% ../../nbs/solutions/47_ner.ipynb #43ad402a
 import math
@@ -69,8 +69,9 @@ def compare_gradients(
     import torch
 
     assert not found[:ignored].abs().sum() > 0, "a piece labelled -100 has no term in the loss: its row must be 0"
-    assert not torch.allclose(found, -wanted, atol=1e-5), "the sign: the gradient points up the loss, from e_y towards p"
-    assert not torch.allclose(found, wanted * (pieces - ignored), atol=1e-5), "that is the gradient of the sum; the loss is a mean"
+    assert not torch.allclose(found, -wanted, atol=1e-5), "the sign is turned: the gradient points where the loss grows, so p counts positive and e_y negative"
+    assert not torch.allclose(found, wanted * (pieces - ignored), atol=1e-5), "that is the gradient of the sum of the surprises; the loss is their mean"
+    assert not torch.allclose(found, -wanted * (pieces - ignored), atol=1e-5), "the sign is turned, and the loss is a mean, not a sum"
     if ignored:
         assert not torch.allclose(found, wanted * (pieces - ignored) / pieces, atol=1e-5), "divide by the labelled pieces, not by all pieces"
     assert torch.allclose(found, wanted, atol=1e-5), f"autograd differs by {(found - wanted).abs().max():.2g}"
@@ -78,7 +79,7 @@ def compare_gradients(
 
 EXERCISES["47.2"] = Exercise(
     judge=judge_47_2, solve=solve_47_2,
-    hint="In z = W h + b the roles are symmetric: for the gradient of W the factor was h, for the gradient of h it is W.",
+    hint="In z = W h + b the roles are symmetric: for W the factor was h, for h it is W. The sign, the 1/N and the pieces left out stay as they were.",
 )
 
 # %% ../../nbs/solutions/47_ner.ipynb #f6bbce6f
@@ -182,6 +183,9 @@ def solve_47_5():
                 found = confidences[i]
         return found
 
+    # On dev the threshold for 92 % is 0.929: precision 92.0 %, and 89.5 % of the right names are kept.
+    # On test the same threshold has precision 89.8 % and keeps 88.1 % of the right names: the promise fails.
+    # It was the lowest that just reached 92 % on dev, and dev had chosen the epoch too, so dev flatters twice.
     return lowest_threshold
 
 # %% ../../nbs/solutions/47_ner.ipynb #d9efc372
@@ -195,11 +199,23 @@ def by_trying(
             if sum(bool(r) for c, r in zip(confidences, right) if c >= t) >= precision * sum(c >= t for c in confidences)]
     return min(good, default=None)
 
-# %% ../../nbs/solutions/47_ner.ipynb #85cef12f
+# %% ../../nbs/solutions/47_ner.ipynb #a8087f3f
+def judge_limits(lowest_threshold): # the learner's function
+    "AssertionError for 'above' where the exercise says 'at or above' or 'at least'."
+    at = "a name at the threshold itself is kept too: 'at or above'"
+    try:
+        found = lowest_threshold([0.9, 0.6, 0.4, 0.2], [True, True, False, False], 1.0)
+    except ZeroDivisionError:
+        raise AssertionError(f"division by zero, as if no name were kept; {at}") from None
+    assert found != 0.4, at
+    assert found is not None, "a share that is reached exactly is reached: 'at least that share'"
+
+# %% ../../nbs/solutions/47_ner.ipynb #4faebae9
 def judge_47_5(lowest_threshold): # the learner's function
     "Judges on hand-made and on random lists, many with equal confidences."
     import random
 
+    judge_limits(lowest_threshold)
     assert lowest_threshold([0.9, 0.4], [False, False], 0.5) is None, "no threshold reaches the share: give None"
     assert lowest_threshold([0.4, 0.9, 0.6], [True, True, False], 1.0) == 0.9, "the lists are in no order"
     dip = lowest_threshold([0.9, 0.8, 0.7, 0.6], [True, False, True, True], 0.75)
@@ -220,7 +236,7 @@ EXERCISES["47.5"] = Exercise(
     hint="Sort by falling confidence and watch the running share of right ones; ask only where the next confidence is lower, and go to the end.",
 )
 
-# %% ../../nbs/solutions/47_ner.ipynb #4c5f9c8e
+# %% ../../nbs/solutions/47_ner.ipynb #9e069bdf
 QUIZ = [
     Question(
         "A tagger with nine labels and a fresh head reports a loss of 0.05 on its very first batch. What do you make of it?",
@@ -242,11 +258,11 @@ QUIZ = [
     ),
     Question(
         "Why is the label list built from the training tags and not written down?",
-        right="Because a type that was forgotten is then no longer possible",
+        right="Because then no type of the training data can be missing",
         why="What train holds is in the list by construction, and what only dev or test holds is reported with its line.",
         wrong={
             "Because the order of the labels must match the alphabet": "Any order does: with permuted labels and a head permuted alike the tags are the same, as the chapter tests.",
-            "Because the loss is lower when rare labels are left out": "Leaving labels out does lower the loss, by making their entities impossible to find; that is the error, not the reason.",
+            "Because the loss is lower when rare labels are left out": "A tag that is not in the list has no number, so the program stops at the first one, as the recipe did at B-MISC; no loss is computed at all.",
         },
     ),
     Question(
