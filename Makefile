@@ -41,6 +41,7 @@ picture: .venv/.ok
 
 # Debian's python3 may lack venv and refuses `pip install`; virtualenv in a folder of its own works there.
 # torch goes first and alone, so that no later requirement pulls in another build.
+# --use-pep517: pip before 23.1 builds seqeval in an old way that today's setuptools breaks.
 .venv/.ok: settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fmtut needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -50,7 +51,7 @@ picture: .venv/.ok
 	  { echo "cannot make a virtual environment: install python3-venv or python3-pip"; exit 1; }
 	@echo "installing into .venv (about two minutes)"
 	@python -m pip install -q --disable-pip-version-check "$(TORCH)"
-	@python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	@python -m pip install -q --disable-pip-version-check --use-pep517 -e ".[dev]"
 	@touch $@
 
 clean:
