@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fmtut.exercises.problem': ('exercises.html#problem', 'fmtut/exercises.py'),
                                  'fmtut.exercises.progress': ('exercises.html#progress', 'fmtut/exercises.py'),
                                  'fmtut.exercises.progress_file': ('exercises.html#progress_file', 'fmtut/exercises.py'),
+                                 'fmtut.exercises.question_ids': ('exercises.html#question_ids', 'fmtut/exercises.py'),
                                  'fmtut.exercises.question_widget': ('exercises.html#question_widget', 'fmtut/exercises.py'),
                                  'fmtut.exercises.quiz': ('exercises.html#quiz', 'fmtut/exercises.py'),
                                  'fmtut.exercises.quiz_text': ('exercises.html#quiz_text', 'fmtut/exercises.py'),

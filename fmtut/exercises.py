@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SESSION', 'canonical', 'seal', 'sealed', 'Exercise', 'Question', 'problem', 'accepts', 'refuses', 'load_checks',
-           'find_exercise', 'choices', 'answer_question', 'progress_file', 'read_progress', 'known_progress',
-           'count_try', 'record', 'blank', 'is_blank', 'check', 'hint', 'solution', 'quiz_text', 'question_widget',
-           'in_jupyter', 'show_widget', 'quiz', 'Standing', 'Standings', 'progress']
+           'find_exercise', 'choices', 'question_ids', 'answer_question', 'progress_file', 'read_progress',
+           'known_progress', 'count_try', 'record', 'blank', 'is_blank', 'check', 'hint', 'solution', 'quiz_text',
+           'question_widget', 'in_jupyter', 'show_widget', 'quiz', 'Standing', 'Standings', 'progress']
 
 # %% ../nbs/01_exercises.ipynb #81fa7301
 import dis
@@ -135,6 +135,11 @@ def choices(id: str) -> tuple[Question, dict[str, str]]: # "46.q1"; the question
     return question, dict(zip("abcdefgh", texts))
 
 
+def question_ids(chapter: str) -> list[str]: # "46"
+    "The ids of a chapter's quiz: 46.q1, 46.q2, ..."
+    return [f"{chapter}.q{number}" for number, _ in enumerate(load_checks(chapter).QUIZ, 1)]
+
+
 def answer_question(id: str, letter: str) -> tuple[bool, str]: # "46.q1", the choice; is it right, and why
     "The verdict on one choice; ValueError for a letter that is not there."
     question, texts = choices(id)
@@ -154,8 +159,8 @@ def read_progress(path: Path) -> dict: # of the file; id -> {"tries": checked an
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {id: {"tries": int(entry["tries"]), "solved": entry["solved"]} for id, entry in found.items()}
+        entries = json.loads(path.read_text(encoding="utf-8")).items()
+        return {id: {"tries": int(entry["tries"]), "solved": entry["solved"]} for id, entry in entries}
     except (ValueError, AttributeError, TypeError, KeyError):
         aside = path.with_name(f"progress.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.json")
         path.replace(aside)
@@ -233,9 +238,9 @@ def hint(id: str): # "46.2"
 
 def solution(id: str): # "46.2"
     "Prints the solution of an exercise that was tried at least once."
-    exercise = find_exercise(id)
+    solve = find_exercise(id).solve
     if id in known_progress():
-        print(textwrap.dedent(inspect.getsource(exercise.solve)).rstrip())
+        print(textwrap.dedent(inspect.getsource(solve)).rstrip())
     else:
         print(f"{id}: try it first: check({id!r}, your answer). Then ask again.")
 
@@ -243,9 +248,8 @@ def solution(id: str): # "46.2"
 def quiz_text(chapter: str) -> str: # "46"
     "The quiz as text, and how to answer it without a widget."
     lines = []
-    for number in range(1, len(load_checks(chapter).QUIZ) + 1):
-        question, texts = choices(f"{chapter}.q{number}")
-        lines += [f"{chapter}.q{number}  {question.text}", *(f"    {letter}) {text}" for letter, text in texts.items())]
+    for id, (question, texts) in ((id, choices(id)) for id in question_ids(chapter)):
+        lines += [f"{id}  {question.text}", *(f"    {letter}) {text}" for letter, text in texts.items())]
     return "\n".join([*lines, f"Answer with check('{chapter}.q1', 'a')."])
 
 # %% ../nbs/01_exercises.ipynb #f3611b31
@@ -289,8 +293,7 @@ def quiz(chapter: str): # "46"
         return
     import ipywidgets as widgets
 
-    numbers = range(1, len(load_checks(chapter).QUIZ) + 1)
-    show_widget(widgets.VBox([question_widget(f"{chapter}.q{number}") for number in numbers]), quiz_text(chapter))
+    show_widget(widgets.VBox([question_widget(id) for id in question_ids(chapter)]), quiz_text(chapter))
 
 # %% ../nbs/01_exercises.ipynb #20220a97
 class Standing(NamedTuple):
@@ -322,8 +325,7 @@ def progress() -> Standings: # a row for each chapter that has exercises
     "What you have solved so far, on this machine."
     solved, rows = {id for id, entry in known_progress().items() if entry["solved"]}, Standings()
     for chapter in (chapter for chapter in CHAPTERS.values() if chapter_state(chapter) == "lesson"):
-        exercises = load_checks(chapter.number).EXERCISES
-        questions = [f"{chapter.number}.q{n}" for n in range(1, len(load_checks(chapter.number).QUIZ) + 1)]
+        exercises, questions = load_checks(chapter.number).EXERCISES, question_ids(chapter.number)
         rows.append(Standing(chapter.number, chapter.name, len(solved & exercises.keys()), len(exercises),
                              len(solved.intersection(questions)), len(questions)))
     return rows
