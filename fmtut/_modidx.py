@@ -231,6 +231,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fmtut.conll.write_conll': ('conll.html#write_conll', 'fmtut/conll.py'),
                              'fmtut.conll.write_tags': ('conll.html#write_tags', 'fmtut/conll.py')},
             'fmtut.decoding': { 'fmtut.decoding.argmax_decode': ('decoding.html#argmax_decode', 'fmtut/decoding.py'),
+                                'fmtut.decoding.as_matrix': ('decoding.html#as_matrix', 'fmtut/decoding.py'),
                                 'fmtut.decoding.transition_scores': ('decoding.html#transition_scores', 'fmtut/decoding.py'),
                                 'fmtut.decoding.viterbi_decode': ('decoding.html#viterbi_decode', 'fmtut/decoding.py')},
             'fmtut.environment': { 'fmtut.environment.Chapter': ('environment.html#chapter', 'fmtut/environment.py'),

@@ -80,7 +80,7 @@ def encode_sentence(
     pieces: list[list[int]], # of each word, from `word_pieces`
     labels: list[int], # of each word
     tokenizer, # for [CLS], [SEP] and [UNK]
-    max_length: int, # pieces in a window, [CLS] and [SEP] included, at least 3
+    max_length: int, # positions in a window, [CLS] and [SEP] included, at least 3
 ) -> list[dict[str, list[int]]]: # an example for each window
     "Examples with `input_ids` and `labels`. A word without pieces becomes [UNK]; one longer than a window keeps its start."
     capacity = max_length - 2
@@ -99,7 +99,7 @@ def encode_sentence(
 # %% ../nbs/45_alignment.ipynb #7f334ef3
 def merge_windows(
     examples: list[dict[str, list[int]]], # of one sentence, encoded with the word numbers 0, 1, 2, ... as labels
-    outputs: list[list], # for each example, one output a piece
+    outputs: list[list], # for each example, one output a position
 ) -> list: # one output a word, in order
     "The output at each word's first piece, from the window that owns the word."
     pairs = [(word, output) for example, rows in zip(examples, outputs)

@@ -10,9 +10,9 @@ from functools import cache
 
 import numpy as np
 
-# %% ../nbs/46_decoding.ipynb #d469f9fa
+# %% ../nbs/46_decoding.ipynb #b4522ad6
 LOWEST = -1e6 # no log-probability counts as less
-FORBIDDEN = -1e15 # far below any sum of log-probabilities, and finite, so that hopeless paths still compare
+FORBIDDEN = -1e15 # far below any sum of log-probabilities that are LOWEST or more
 
 
 def transition_scores(
@@ -28,13 +28,24 @@ def transition_scores(
 
 cached_transition_scores = cache(transition_scores) # the labels are those of one model for thousands of sentences
 
-# %% ../nbs/46_decoding.ipynb #c4f50ac1
+# %% ../nbs/46_decoding.ipynb #39c207be
+def as_matrix(
+    log_probs: np.ndarray, # of one sentence, shape (words, L); without words anything empty
+    labels: list[str], # the L labels
+) -> np.ndarray: # float64, shape (words, L)
+    "The same numbers; `ValueError` unless there is a column for each label."
+    log_probs = np.asarray(log_probs, dtype=np.float64)
+    if log_probs.size and log_probs.shape[1:] != (len(labels),):
+        raise ValueError(f"log-probabilities of shape {log_probs.shape}, but there are {len(labels)} labels")
+    return log_probs.reshape(-1, len(labels))
+
+# %% ../nbs/46_decoding.ipynb #52cad840
 def argmax_decode(
     log_probs: np.ndarray, # of one sentence, shape (words, L)
     labels: list[str], # the L labels
 ) -> list[int]: # a label number for each word
     "The most probable label of each word, legal or not."
-    return np.asarray(log_probs).reshape(-1, len(labels)).argmax(1).tolist()
+    return as_matrix(log_probs, labels).argmax(1).tolist()
 
 
 def viterbi_decode(
@@ -42,7 +53,7 @@ def viterbi_decode(
     labels: list[str], # the L labels, IOB2
 ) -> list[int]: # a label number for each word
     "The most probable legal sequence (Viterbi, 1967)."
-    log_probs = np.maximum(np.asarray(log_probs, dtype=np.float64).reshape(-1, len(labels)), LOWEST)
+    log_probs = np.maximum(as_matrix(log_probs, labels), LOWEST)
     if len(log_probs) == 0:
         return []
     start, follow = cached_transition_scores(tuple(labels))

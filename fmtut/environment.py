@@ -63,7 +63,7 @@ CHAPTERS = {chapter.number: chapter for chapter in [
     Chapter("15", "optimizers", "Same gradient, why a different speed?", 120, "13"),
     Chapter("16", "regularization", "Training loss falls, test loss rises: now what?", 120, "12 15"),
     Chapter("17", "augmentation", "Can we invent images without lying?", 90, "16"),
-    Chapter("21", "batching", "Why does half the processor multiply zeros?", 90, "00"),
+    Chapter("21", "batching", "Why does half the processor multiply zeros?", 90, "00 01"),
     Chapter("22", "training", "What is the smallest loop I would trust overnight?", 120, "21"),
     Chapter("23", "checkpoints", "The power fails at step 999: what is lost?", 90, "22"),
     Chapter("24", "scaling", "Same loop, 10x faster: what may change in the result?", 120, "22"),
@@ -72,7 +72,7 @@ CHAPTERS = {chapter.number: chapter for chapter in [
     Chapter("32", "bert", "What does attention compute, and is ours really BERT?", 150, "31"),
     Chapter("33", "weights", "Whose weights are these, and may I open them?", 90, "32"),
     Chapter("34", "pretraining", "Can ten minutes of a GPU teach it English?", 120, "22 33"),
-    Chapter("41", "conll", "What does a labelled sentence look like on disk?", 90, "00"),
+    Chapter("41", "conll", "What does a labelled sentence look like on disk?", 90, "00 01"),
     Chapter("42", "newswire", "Can I invent a corpus that is honest?", 90, "41"),
     Chapter("43", "evaluation", "97 % accuracy and useless: how?", 90, "41 42"),
     Chapter("44", "uncertainty", "Is 0.3 points better, better?", 120, "43"),
@@ -126,14 +126,14 @@ def seed_everything(
     numpy.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_environment.ipynb #acdf3bdc
+# %% ../nbs/00_environment.ipynb #4b5c8505
 def best_device() -> str: # "cuda" or "cpu"
     "The device a tensor should live on: the GPU where torch sees one."
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
-# %% ../nbs/00_environment.ipynb #eebdf1a4
+# %% ../nbs/00_environment.ipynb #5c130b0f
 HUB = ("huggingface.co", 443) # where pre-trained models live
 DETOURS = ["HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] # variables that lead around it
 
@@ -168,7 +168,7 @@ def offline_if_unreachable() -> bool: # True if the hub can be reached
         os.environ["HF_HUB_OFFLINE"] = "1"
     return online
 
-# %% ../nbs/00_environment.ipynb #61d8abae
+# %% ../nbs/00_environment.ipynb #5417ee7d
 class Finding(NamedTuple):
     "One row of the doctor's table; `cure` is empty where nothing is wrong."
 
@@ -177,7 +177,7 @@ class Finding(NamedTuple):
     wanted: str
     cure: str = ""
 
-# %% ../nbs/00_environment.ipynb #fa1a86cc
+# %% ../nbs/00_environment.ipynb #d80e23a8
 def check_python() -> Finding: # found version against the oldest that is supported
     "The running Python against 3.11, the oldest that fmtut supports."
     ok = sys.version_info >= (3, 11)
@@ -199,7 +199,7 @@ def check_package(
     ok = wanted.specifier.contains(found, prereleases=True)
     return Finding(wanted.name, found, str(wanted.specifier) or "any", "" if ok else cure)
 
-# %% ../nbs/00_environment.ipynb #6e2a021b
+# %% ../nbs/00_environment.ipynb #270fbb2f
 def check_packages() -> list[Finding]:
     "One finding for each runtime requirement of fmtut."
     try:
@@ -211,7 +211,7 @@ def check_packages() -> list[Finding]:
     except ImportError: # packaging comes with transformers and matplotlib
         return [Finding("packaging", "missing", "any", "pip install packaging")]
 
-# %% ../nbs/00_environment.ipynb #6789218e
+# %% ../nbs/00_environment.ipynb #e353fdcc
 def main_memory() -> str: # as "24 GB"; Windows does not tell
     "The machine's memory in GB, or what stands for it where the system does not say."
     try:
@@ -219,7 +219,7 @@ def main_memory() -> str: # as "24 GB"; Windows does not tell
     except (AttributeError, ValueError, OSError):
         return "memory unknown"
 
-# %% ../nbs/00_environment.ipynb #47f23d46
+# %% ../nbs/00_environment.ipynb #db9f6185
 def check_device() -> Finding:
     "The device that training will use, and its memory in GB; a failing row where torch is missing."
     try:
@@ -253,7 +253,7 @@ def check_network() -> Finding: # never a failure: everything here works offline
     found = "hub reachable" if offline_if_unreachable() else "offline: local models only"
     return Finding("network", found, "optional")
 
-# %% ../nbs/00_environment.ipynb #03c39542
+# %% ../nbs/00_environment.ipynb #3212a77b
 def doctor() -> bool: # True if nothing is wrong
     "Prints one row for each thing that can be wrong on this machine, and the cure where it is."
     rows = [check_python(), *check_packages(), check_device(), check_write_access(), check_network()]
@@ -263,7 +263,7 @@ def doctor() -> bool: # True if nothing is wrong
         print(("FAIL  " if row.cure else "ok    ") + cells.rstrip() + (f"  cure: {row.cure}" if row.cure else ""))
     return not any(row.cure for row in rows)
 
-# %% ../nbs/00_environment.ipynb #efa278c4
+# %% ../nbs/00_environment.ipynb #17b715b2
 def begin_chapter(
     number: str, # as in `CHAPTERS`: "46"
 ) -> None:
@@ -274,7 +274,7 @@ def begin_chapter(
     print(f"Chapter {number}, about {CHAPTERS[number].minutes} minutes. Python {platform.python_version()}, {versions}.")
     print(f"Device {best_device()}, seed {int(number)}.")
 
-# %% ../nbs/00_environment.ipynb #2a8413fb
+# %% ../nbs/00_environment.ipynb #4ac973dd
 def save_result(
     name: str, # of the notebook: "47_ner"
     **values, # what JSON can hold

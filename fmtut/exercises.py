@@ -16,6 +16,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import sys
 import tempfile
 import textwrap
@@ -64,7 +65,7 @@ def sealed(
 
     return judge
 
-# %% ../nbs/01_exercises.ipynb #086a0eb6
+# %% ../nbs/01_exercises.ipynb #f5a8217e
 class Exercise(NamedTuple):
     "An exercise: `judge(answer)` raises AssertionError with what is wrong, `solve()` returns a right answer."
 
@@ -81,7 +82,7 @@ class Question(NamedTuple):
     why: str
     wrong: dict[str, str]
 
-# %% ../nbs/01_exercises.ipynb #9e8f2039
+# %% ../nbs/01_exercises.ipynb #1e6c8bb3
 def problem(exercise: Exercise, answer: Any) -> str: # a value, a tensor or a function, as the exercise asks; empty if it is right
     "What is wrong with an answer, in one line."
     try:
@@ -92,7 +93,7 @@ def problem(exercise: Exercise, answer: Any) -> str: # a value, a tensor or a fu
         return f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return ""
 
-# %% ../nbs/01_exercises.ipynb #446c1335
+# %% ../nbs/01_exercises.ipynb #91d1caf1
 def accepts(exercise: Exercise): # judged by its own solution
     "AssertionError unless the exercise takes its own solution."
     found = problem(exercise, exercise.solve())
@@ -105,7 +106,7 @@ def refuses(exercise: Exercise, answer: Any, text: str): # a plausible wrong ans
     assert found, "a wrong answer is accepted"
     assert text in found, f"the message lacks {text!r}: {found}"
 
-# %% ../nbs/01_exercises.ipynb #53b02d04
+# %% ../nbs/01_exercises.ipynb #f0c0954f
 def load_checks(id: str) -> ModuleType: # of a chapter, an exercise or a question: "46", "46.2", "46.q1"
     "The exercises of a chapter, loaded when they are asked for."
     number = str(id).split(".")[0]
@@ -123,7 +124,7 @@ def find_exercise(id: str) -> Exercise: # "46.2"
         raise ValueError(f"there is no exercise {id}; chapter {id.split('.')[0]} has {', '.join(exercises)}")
     return exercises[id]
 
-# %% ../nbs/01_exercises.ipynb #d79b969b
+# %% ../nbs/01_exercises.ipynb #efab3e74
 def choices(id: str) -> tuple[Question, dict[str, str]]: # "46.q1"; the question, and its choices by letter
     "A question of a quiz with its choices in an order that does not tell; ValueError for one that is not there."
     questions = load_checks(id).QUIZ
@@ -148,7 +149,7 @@ def answer_question(id: str, letter: str) -> tuple[bool, str]: # "46.q1", the ch
         raise ValueError(f"{id} has the choices {', '.join(texts)}; {letter!r} is none of them")
     return (True, question.why) if chosen == question.right else (False, question.wrong[chosen])
 
-# %% ../nbs/01_exercises.ipynb #86be6f36
+# %% ../nbs/01_exercises.ipynb #f7fde172
 def progress_file() -> Path:
     "Where progress is kept: `progress.json` in the folder FMTUT_HOME, or in `.fmtut` of the home folder."
     return Path(os.environ.get("FMTUT_HOME") or Path("~", ".fmtut")).expanduser() / "progress.json"
@@ -167,7 +168,7 @@ def read_progress(path: Path) -> dict: # of the file; id -> {"tries": checked an
         print(f"{path} is damaged and was moved to {aside.name}; progress starts anew")
         return {}
 
-# %% ../nbs/01_exercises.ipynb #f7fde172
+# %% ../nbs/01_exercises.ipynb #fd193582
 SESSION = {} # what was tried while the file could not be used
 
 
@@ -186,7 +187,7 @@ def count_try(entries: dict, id: str, right: bool) -> dict: # as from `read_prog
     entry["solved"] = entry["solved"] or (datetime.now(UTC).isoformat(timespec="seconds") if right else None)
     return entries
 
-
+# %% ../nbs/01_exercises.ipynb #e691b024
 def record(id: str, right: bool): # an exercise or a question, and whether this try was right
     "Adds one try to the progress file, in one step; where that fails, to this session, and one line says so."
     path = progress_file()
@@ -201,7 +202,7 @@ def record(id: str, right: bool): # an exercise or a question, and whether this 
         count_try(SESSION, id, right)
         print(f"progress is not kept: {path}: {error.strerror}; set FMTUT_HOME to a folder of your own")
 
-# %% ../nbs/01_exercises.ipynb #dcbb3610
+# %% ../nbs/01_exercises.ipynb #47d292a8
 def blank():
     "A function that nobody has written yet."
     ...
@@ -214,7 +215,7 @@ def is_blank(answer: Any) -> bool: # what a learner gives to `check`
     steps = [[(step.opname, step.argval) for step in dis.get_instructions(function)] for function in (answer, blank)]
     return steps[0] == steps[1]
 
-# %% ../nbs/01_exercises.ipynb #47d292a8
+# %% ../nbs/01_exercises.ipynb #023cd6df
 def check(id: str, answer: Any): # "46.2" or "46.q1"; the value, the function, or the letter of a choice
     "Prints whether an answer is right, and what is wrong if it is not; works offline."
     id = str(id)
@@ -224,13 +225,12 @@ def check(id: str, answer: Any): # "46.2" or "46.q1"; the value, the function, o
     if ".q" in id:
         right, text = answer_question(id, answer)
     else:
-        exercise = find_exercise(id)
-        found = problem(exercise, answer)
-        right, text = not found, found and f"{found}. Hint: {exercise.hint}"
+        found = problem(find_exercise(id), answer)
+        right, text = not found, found and f"{found}. Hint: {find_exercise(id).hint}"
     record(id, right)
     print(f"{id}: {'right. ' if right else 'not yet: '}{text}".rstrip())
 
-# %% ../nbs/01_exercises.ipynb #023cd6df
+# %% ../nbs/01_exercises.ipynb #623f0eca
 def hint(id: str): # "46.2"
     "Prints the hint of an exercise."
     print(f"{id}: {find_exercise(id).hint}")
@@ -244,7 +244,7 @@ def solution(id: str): # "46.2"
     else:
         print(f"{id}: try it first: check({id!r}, your answer). Then ask again.")
 
-# %% ../nbs/01_exercises.ipynb #623f0eca
+# %% ../nbs/01_exercises.ipynb #6b786d77
 def quiz_text(chapter: str) -> str: # "46"
     "The quiz as text, and how to answer it without a widget."
     lines = []
@@ -252,26 +252,28 @@ def quiz_text(chapter: str) -> str: # "46"
         lines += [f"{id}  {question.text}", *(f"    {letter}) {text}" for letter, text in texts.items())]
     return "\n".join([*lines, f"Answer with check('{chapter}.q1', 'a')."])
 
-# %% ../nbs/01_exercises.ipynb #f3611b31
+# %% ../nbs/01_exercises.ipynb #649a2179
 def question_widget(id: str): # "46.q1"
     "One question: its choices, a button for each letter, and the reason for the letter that was pressed."
     import ipywidgets as widgets
 
-    question, texts = choices(id)
-    reason = widgets.HTML()
+    (question, texts), reason = choices(id), widgets.HTML()
+
+    def shown(text):
+        return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(text))
 
     def answer(button):
         right, text = answer_question(id, button.description)
         record(id, right)
-        reason.value = f"<b>{button.description}: {'right' if right else 'no'}.</b> {html.escape(text)}"
+        reason.value = f"<b>{button.description}: {'right' if right else 'no'}.</b> {shown(text)}"
 
     buttons = [widgets.Button(description=letter, layout=widgets.Layout(width="3em")) for letter in texts]
     for button in buttons:
         button.on_click(answer)
-    listed = "<br>".join(f"&emsp;{letter}) {html.escape(text)}" for letter, text in texts.items())
-    return widgets.VBox([widgets.HTML(f"<b>{id}</b> {html.escape(question.text)}<br>{listed}"), widgets.HBox(buttons), reason])
+    listed = "<br>".join(f"&emsp;{letter}) {shown(text)}" for letter, text in texts.items())
+    return widgets.VBox([widgets.HTML(f"<b>{id}</b> {shown(question.text)}<br>{listed}"), widgets.HBox(buttons), reason])
 
-# %% ../nbs/01_exercises.ipynb #649a2179
+# %% ../nbs/01_exercises.ipynb #20220a97
 def in_jupyter() -> bool:
     "Is there a front end that can show widgets?"
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
@@ -285,7 +287,7 @@ def show_widget(widget, text: str): # of ipywidgets 7 or 8; the text stands wher
     view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
     display({"application/vnd.jupyter.widget-view+json": view, "text/plain": text}, raw=True)
 
-# %% ../nbs/01_exercises.ipynb #935a9e25
+# %% ../nbs/01_exercises.ipynb #f25089d9
 def quiz(chapter: str): # "46"
     "Shows the quiz of a chapter: buttons in Jupyter, text elsewhere."
     if not in_jupyter():
@@ -295,7 +297,7 @@ def quiz(chapter: str): # "46"
 
     show_widget(widgets.VBox([question_widget(id) for id in question_ids(chapter)]), quiz_text(chapter))
 
-# %% ../nbs/01_exercises.ipynb #20220a97
+# %% ../nbs/01_exercises.ipynb #9d9b0d72
 class Standing(NamedTuple):
     "How far a learner is in one chapter: solved of all exercises, right of all questions."
 
@@ -311,21 +313,20 @@ class Standings(list):
     "A list of `Standing` that shows itself as a table with bars."
 
     def __repr__(self):
-        done = [round(20 * (s.solved + s.right) / (s.exercises + s.questions)) for s in self]
         return "\n".join(f"{s.number} {s.name:<18}{'#' * n:.<20}  exercises {s.solved}/{s.exercises}  quiz {s.right}/{s.questions}"
-                         for s, n in zip(self, done))
+                         for s in self for n in [round(20 * (s.solved + s.right) / (s.exercises + s.questions))])
 
     def _repr_html_(self):
-        rows = [f"<tr><td>{s.number} {s.name}</td><td><progress max='{s.exercises + s.questions}' value='{s.solved + s.right}'></progress></td>"
+        rows = [f"<tr><td style='text-align:left'>{s.number} {s.name}</td>"
+                f"<td><progress max='{s.exercises + s.questions}' value='{s.solved + s.right}'></progress></td>"
                 f"<td>{s.solved} of {s.exercises}</td><td>{s.right} of {s.questions}</td></tr>" for s in self]
-        return f"<table><tr><th>chapter</th><th></th><th>exercises</th><th>quiz</th></tr>{''.join(rows)}</table>"
+        return f"<table><tr><th style='text-align:left'>chapter</th><th></th><th>exercises</th><th>quiz</th></tr>{''.join(rows)}</table>"
 
 
 def progress() -> Standings: # a row for each chapter that has exercises
     "What you have solved so far, on this machine."
     solved, rows = {id for id, entry in known_progress().items() if entry["solved"]}, Standings()
     for chapter in (chapter for chapter in CHAPTERS.values() if chapter_state(chapter) == "lesson"):
-        exercises, questions = load_checks(chapter.number).EXERCISES, question_ids(chapter.number)
-        rows.append(Standing(chapter.number, chapter.name, len(solved & exercises.keys()), len(exercises),
-                             len(solved.intersection(questions)), len(questions)))
+        exercises, questions = set(load_checks(chapter.number).EXERCISES), set(question_ids(chapter.number))
+        rows.append(Standing(chapter.number, chapter.name, len(solved & exercises), len(exercises), len(solved & questions), len(questions)))
     return rows

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .exercises import load_checks, read_progress
+from .exercises import load_checks, question_ids, read_progress
 
 # %% ../nbs/02_grading.ipynb #c2391136
 RUNNER = """
@@ -40,8 +40,8 @@ def run_notebook(
     path: Path, # of the notebook
     home: Path, # an empty folder: progress is kept there, and the cells run there
     seconds: float, # the longest run
-) -> dict: # failed_cells (numbers from 1), problem (empty if it ran to its end)
-    "Runs the cells one after the other in a process of its own; what it has started ends with it."
+) -> dict: # failed_cells (numbers from 1, text cells counted), problem (empty if it ran to its end)
+    "Runs the cells one after the other in a process of its own; what it has started in its session ends with it (not on Windows)."
     environment = {**os.environ, "FMTUT_HOME": str(home), "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1"}
     state, problem = home / "state.json", ""
     child = subprocess.Popen([sys.executable, "-c", RUNNER, str(path.resolve()), str(state)], cwd=home, env=environment, start_new_session=True,
@@ -66,7 +66,7 @@ def run_notebook(
 def check_notebook(
     path: str | Path, # a notebook that a learner handed in
     seconds: float = 600, # the longest run
-) -> dict: # file, solved, wrong, open, quiz (lists of ids), failed_cells (numbers from 1), problem (empty if there is none)
+) -> dict: # file, solved, wrong, open, quiz (lists of ids), failed_cells (numbers from 1, text cells counted), problem (empty if there is none)
     "Runs a notebook and says which of its exercises are right; it runs the learner's code with your rights."
     row = {"file": str(path), "solved": [], "wrong": [], "open": [], "quiz": [], "failed_cells": [], "problem": ""}
     try:
@@ -92,7 +92,8 @@ def check_notebook(
 def row_line(row: dict, width: int = 0) -> str: # of `check_notebook`; characters for the file's name
     "A row as a line of text."
     lists = {"wrong:": "wrong", "not answered:": "open", "cells that fail:": "failed_cells"}
-    count = len(row["solved"] + row["wrong"] + row["open"])
-    parts = [f"{len(row['solved'])} of {count} right"] * bool(count) + [f"quiz {len(row['quiz'])} of 6"] * bool(row["quiz"])
+    ids = row["solved"] + row["wrong"] + row["open"]
+    questions = sum(len(question_ids(chapter)) for chapter in {id[:2] for id in ids + row["quiz"]})
+    parts = [f"{len(row['solved'])} of {len(ids)} right"] * bool(ids) + [f"quiz {len(row['quiz'])} of {questions}"] * bool(row["quiz"])
     parts += [f"{name} {' '.join(map(str, row[key]))}" for name, key in lists.items() if row[key]] + [row["problem"]] * bool(row["problem"])
     return f"{row['file']:<{width}}  {'  '.join(parts)}"

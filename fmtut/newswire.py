@@ -242,7 +242,7 @@ def fill(
 
 # %% ../nbs/42_newswire.ipynb #596635d7
 def write_document(rng: random.Random, size: int, rules: dict[str, list]) -> list[tuple]: # sentences, at least 2
-    "(words, tags) of each sentence: a headline in capitals, a dateline, then prose and tables of one topic."
+    "(words, tags) of each sentence: a headline in capitals, a dateline, then prose and tables."
     topic, cast, told = pick(rng, ["politics", "business", "sport", "weather"]), make_cast(rng), []
     symbols = [f"{topic}-head", "dateline"] + ["far" if rng.random() < 0.7 else topic for _ in range(size - 2)]
     sentences = [fill(rng, expand(rng, symbol, rules), cast, told) for symbol in symbols]

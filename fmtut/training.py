@@ -57,7 +57,7 @@ def check_setting(entry: dataclasses.Field, value: Any): # a field of Recipe, wh
 # %% ../nbs/22_training.ipynb #8206b64a
 @dataclass(frozen=True)
 class Recipe:
-    "Every hyper-parameter of a run. The defaults fine-tune a pre-trained BERT (Devlin et al., 2019, A.3)."
+    "Every hyper-parameter of a run. Default batch, rate and epochs are from BERT's fine-tuning (Devlin et al., 2019, A.3), decay from its pre-training; the rest is common practice."
 
     epochs: int = setting(3, "passes over the training data", 1)
     learning_rate: float = setting(5e-5, "highest learning rate, reached after the warm-up", 1e-9, 10.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fmtut.batching import bucket_batches, count_tokens, sorted_batches, to_device
+from fmtut.checks.batching import QUIZ
 
 Pair = namedtuple("Pair", "name x")
 
@@ -20,6 +21,17 @@ def test_order_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     bucket_batches(list(range(1, 101)), 16, 0, 0)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_order_differs_between_epochs_and_runs():
+    pairs = [(seed, epoch) for seed in range(5) for epoch in range(5)]
+    assert len({str(bucket_batches(list(range(1, 101)), 16, *pair)) for pair in pairs}) == len(pairs)
+
+
+def test_right_choices_of_the_quiz_do_not_stand_out():
+    longest = sum(len(question.right) > max(map(len, question.wrong)) for question in QUIZ)
+    shortest = sum(len(question.right) < min(map(len, question.wrong)) for question in QUIZ)
+    assert longest <= 2 and shortest <= 2, (longest, shortest)
 
 
 def test_no_sentences_make_no_batches():

@@ -11,8 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from fmtut import exercises
 from fmtut.environment import CHAPTERS, chapter_state
-from fmtut.exercises import quiz_text
+from fmtut.exercises import Question, question_ids, question_widget, quiz_text
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = [chapter for chapter in CHAPTERS.values() if chapter_state(chapter) == "lesson"]
@@ -51,6 +52,31 @@ def test_stored_quiz_is_the_one_that_is_checked(chapter):
     texts = [output.data["text/plain"] for cell in notebook.cells if cell.cell_type == "code" and "quiz(" in cell.source
              for output in cell.outputs if "data" in output and "text/plain" in output.data]
     assert quiz_text(chapter.number) in texts, "run the chapter again: its stored quiz is another one"
+
+
+def shown_by(id):
+    "All HTML that a question shows: its choices, and the reason for each letter."
+    heading, buttons, reason = question_widget(id).children
+    texts = [heading.value]
+    for button in buttons.children:
+        button.click()
+        texts.append(reason.value)
+    return texts
+
+
+@pytest.mark.parametrize("chapter", LESSONS, ids=lambda chapter: chapter.number)
+def test_widget_shows_no_backtick(chapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMTUT_HOME", str(tmp_path))
+    assert [text for id in question_ids(chapter.number) for text in shown_by(id) if "`" in text] == []
+
+
+def test_widget_shows_code_and_no_tag(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMTUT_HOME", str(tmp_path))
+    question = Question("Is `a < b` code, and `c`?", "yes: `a`", "a letter", {"<b>": "`<b>` is bold"})
+    monkeypatch.setattr(exercises, "choices", lambda id: (question, {"a": question.right, "b": "<b>"}))
+    heading, _, wrong = shown_by("01.q1")
+    assert "Is <code>a &lt; b</code> code, and <code>c</code>?" in heading and "a) yes: <code>a</code>" in heading and "b) &lt;b&gt;" in heading
+    assert wrong == "<b>b: no.</b> <code>&lt;b&gt;</code> is bold"
 
 
 def test_lessons_are_loaded_when_asked():

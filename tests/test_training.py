@@ -103,19 +103,42 @@ def test_every_after_fit_runs_though_one_fails():
     assert late.closed
 
 
-def test_resumed_stopping_equals_the_straight_one():
-    def fresh():
+def straight_and_resumed(evaluate=None):
+    "Four epochs in a row, and two epochs plus two in a fresh Trainer; without dropout, so that both can be equal."
+    trainers = []
+    for _ in range(3):
         model = network()
         model[1].p = 0.0
-        return Trainer(model, loss, some_batches(), Recipe(epochs=4, learning_rate=1e-2))
-
-    straight, first, second = fresh(), fresh(), fresh()
-    straight.fit(lambda model: 1.0)
+        trainers.append(Trainer(model, loss, some_batches(), Recipe(epochs=4, learning_rate=1e-2)))
+    straight, first, second = trainers
+    straight.fit(evaluate)
     for _ in range(2):
-        first.fit_epoch(lambda model: 1.0)
+        first.fit_epoch(evaluate)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    second.fit(lambda model: 1.0)
-    assert second.stopping.state_dict() == straight.stopping.state_dict()
+    second.fit(evaluate)
+    return straight, second
+
+
+def equal_weights(one, other):
+    "Whether two models have the same weights, bit for bit."
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_resumed_stopping_equals_the_straight_one():
+    straight, resumed = straight_and_resumed(lambda model: 1.0)
+    assert resumed.stopping.state_dict() == straight.stopping.state_dict()
+
+
+def test_resumed_weights_equal_the_straight_ones():
+    straight, resumed = straight_and_resumed()
+    assert equal_weights(straight.model, resumed.model)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "schedule"])
+def test_resumed_weights_need_every_part(part, monkeypatch):
+    monkeypatch.setattr(Trainer, "STATEFUL", [name for name in Trainer.STATEFUL if name != part])
+    straight, resumed = straight_and_resumed()
+    assert not equal_weights(straight.model, resumed.model)
 
 
 def test_running_means_are_put_back_after_a_skip():
@@ -131,4 +154,4 @@ def test_gradients_left_before_are_forgotten():
     loss(touched, some_batches()[0])[0].backward()
     for model in (touched, fresh):
         Trainer(model, loss, some_batches(), Recipe(epochs=1)).fit()
-    assert all(torch.equal(a, b) for a, b in zip(touched.parameters(), fresh.parameters(), strict=True))
+    assert equal_weights(touched, fresh)

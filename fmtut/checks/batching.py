@@ -232,7 +232,7 @@ QUIZ = [
     ),
     Question(
         "Why is padding labelled -100 and not with the label of `O`?",
-        right="With -100 the loss leaves padding out; with `O` it would count as words that are right to call `O`.",
+        right="With -100 the loss leaves padding out; with `O` the padding would count as words.",
         why="The loss would be diluted by trivial positions, and accuracy would rise with the amount of padding.",
         wrong={
             "With -100 the model does not look at padding; with `O` the words would attend to it.":
@@ -243,7 +243,7 @@ QUIZ = [
     ),
     Question(
         "A model is called without the `attention_mask` on padded batches. What will you notice?",
-        right="No message at all, but the logits of a short sentence depend on its neighbours in the batch.",
+        right="No message, but the logits of a short sentence depend on the others in the batch.",
         why="The chapter measured it: the same sentence alone and beside a long one had different logits.",
         wrong={
             "An error, because input_ids and labels then have a shape that the model cannot take.":
@@ -254,8 +254,8 @@ QUIZ = [
     ),
     Question(
         "All sentences are sorted once, and only the order of the batches is shuffled in each epoch. What is lost?",
-        right="Variety: the same sentences share a batch in every epoch, so there are few different gradients.",
-        why="The share of pairs that meet again was 100 %; pools bring it down to a few percent.",
+        right="Variety: each sentence shares its batch with the same others in every epoch.",
+        why="So there are few different gradients. The share of pairs that meet again was 100 %; pools bring it down to a few percent.",
         wrong={
             "Coverage: sentences of rare lengths fall out of the epoch and are never trained on.":
                 "Each sentence is in exactly one batch, whatever the order of the batches.",
@@ -265,7 +265,7 @@ QUIZ = [
     ),
     Question(
         "Why is the order computed by a generator of its own, from seed and epoch?",
-        right="So that any epoch's order can be found again later, whatever else has drawn random numbers.",
+        right="So that any epoch's order can be found again, whatever else drew random numbers.",
         why="The global generator depends on each draw before, of dropout for instance; f(seed, epoch) has no such past.",
         wrong={
             "So that each epoch has the same order, which makes the epochs' losses comparable.":
@@ -276,7 +276,7 @@ QUIZ = [
     ),
     Question(
         "Why does averaging the batch means go wrong with buckets in particular?",
-        right="Batches then differ much in pieces, and their size goes together with how hard the pieces are.",
+        right="Batches then differ more in size, and size goes with how hard the pieces are.",
         why="Each batch mean counts the same, so pieces of short sentences get more weight than their share.",
         wrong={
             "Buckets leave out some sentences in each epoch, so the mean is over other data.":

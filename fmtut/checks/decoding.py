@@ -198,10 +198,11 @@ QUIZ = [
                "possibly another one with a higher score": "The word maxima give the highest possible score of all sequences, legal or not."},
     ),
     Question(
-        "A model gives all probability of the first word to I-PER. Why does a finite score for forbidden steps help?",
-        right="with minus infinities every path would tie", why="Then the first label in the list wins, legal or not; large finite numbers still tell the bad from the worse.",
-        wrong={"so that I-PER can be chosen if it is certain": "No sum of log-probabilities makes up for 1e15: I-PER stays forbidden.",
-               "because 64-bit numbers have no infinity": "They have one, and comparing it with itself is a tie."},
+        "A model gives all probability of the first word to I-PER. What keeps Viterbi legal?",
+        right="a zero counts as -10^6, far above a forbidden step",
+        why="O then scores -10^6 and I-PER -10^15, so a legal path wins, although the model calls it impossible.",
+        wrong={"a forbidden step counts as -10^15, not as minus infinity": "Alone that does harm: if zeros were minus infinity, I-PER would have the highest score.",
+               "a path that begins with I-PER is repaired at its end": "Nothing is repaired: the path that is read backwards is legal already."},
     ),
     Question(
         "The sentence becomes twice as long. How does the time of Viterbi change?",
@@ -210,7 +211,7 @@ QUIZ = [
                "it is squared": "That is what trying all sequences does: L to the T."},
     ),
     Question(
-        "Why decode, if illegal tags can be repaired afterwards with `to_iob2`?",
+        "Why decode, if illegal tags can be repaired afterwards with to_iob2?",
         right="a repair keeps a decision that the evidence is against", why="Viterbi weighs both words and may change the first one; a repair only renames the second.",
         wrong={"a repaired sequence may still be illegal in places": "to_iob2 always gives a legal sequence; whether it is a probable one it does not ask.",
                "a repair needs the gold tags of the sentence": "It needs nothing but the predicted tags."},

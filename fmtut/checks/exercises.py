@@ -166,7 +166,7 @@ QUIZ = [
         "You answer the six questions of a quiz by trying buttons until each one says right. What does the result say?",
         right="that each question has a right choice", why="Every patient guesser ends there. Only first tries carry information.",
         wrong={"that you knew most of the answers": "A guesser ends with the same six right answers.",
-               "that you knew at least one in four": "The result is the same for somebody who knew none."},
+               "that you knew at least one in three": "The result is the same for somebody who knew none."},
     ),
     Question(
         "Why does the exercise's name go into the hash?",
@@ -184,11 +184,11 @@ QUIZ = [
         "A bug shows on 1 of 1,000 inputs. You run 1,000 random cases. How likely is it found?",
         right="about 63 %", why="It survives with 0.999**1000, which is about 1/e = 37 %.",
         wrong={"practically 100 %": "On average one case shows it, but in 37 % of all runs none does.",
-               "about 50 %": "That holds after 693 cases: ln 2 times 1,000.",
-               "about 10 %": "That would be after about 105 cases."},
+               "about 37 %": "With this probability it survives: 0.999**1000 is about 1/e.",
+               "about 90 %": "That takes about 2,300 cases: ln 10 times 1,000."},
     ),
     Question(
-        "What does a test that each exercise refuses wrong answers protect from?",
+        "Each exercise is tested with wrong answers that it must refuse. What does this protect from?",
         right="a judge that accepts everything", why="Such a judge passes every test that only tries the solution.",
         wrong={"learners who edit the progress file": "Nothing here protects from that, and nobody is graded by it.",
                "a solution that is wrong": "That is what the other half tests: the judge must accept the solution."},

@@ -82,7 +82,7 @@ EXERCISES["42.2"] = Exercise(
 def solve_42_3():
     "A mention counts if its name has more than one document: 0.580 on train, close to the test's 0.571."
     def seen_elsewhere(sentences):
-        "Share of mentions that also occur in another document of `sentences`; 1 where there is none."
+        "Share of mentions that also occur in another document of `sentences`; 1 if there is no mention."
         from fmtut.newswire import mentions
 
         homes, asked = {}, []
@@ -122,7 +122,7 @@ EXERCISES["42.3"] = Exercise(
 def solve_42_4():
     "Sort the gold entities by novelty; the linear tagger finds 0.781 of the seen and 0.724 of the unseen ones."
     def recall_by_novelty(train, test, predicted):
-        "(share of test's seen entities found in `predicted`, share of its unseen ones found); 0 where there is none."
+        "(share of test's seen entities found in `predicted`, share of its unseen ones found); 0 for a group that is empty."
         from fmtut.conll import spans
         from fmtut.newswire import mentions
 
@@ -253,9 +253,9 @@ QUIZ = [
     Question(
         "What is the sign @ in the grammar for?",
         right="The words beside a name shall not tell its type.",
-        why="The same frame is written for a person, a town, a club and a firm; a later part decides, outside a window of two words.",
+        why="The same pattern is written for a person, a town, a club and a firm; a later part decides, outside a window of two words.",
         wrong={
-            "A frame shall be kept for dev and test alone.": "That is the sign ~; a frame with @ may occur in all splits.",
+            "A frame shall be kept for dev and test alone.": "That is the sign ~; a pattern with @ may occur in all splits.",
             "A name shall be drawn from the list of all types.": "Names are drawn by `coin`, whatever the frame says.",
             "A symbol shall be left out half of the time.": "That is what square brackets do.",
         },
