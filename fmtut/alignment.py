@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from statistics import median_high
 
-from .batching import IGNORE_INDEX
 from .conll import Sentence, find_scheme, spans, to_bilou, to_bioes, to_iob1, to_iob2
+from .losses import IGNORE_INDEX
 from .uncertainty import count_repeats
 
 # %% ../nbs/45_alignment.ipynb #1c7c28e4

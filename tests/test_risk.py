@@ -1,0 +1,148 @@
+"Splits and the split report: properties over many random cases that teach nothing in the chapter."
+
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from fmtut.risk import (
+    chi_square,
+    compare_splits,
+    count_labels,
+    empirical_risk,
+    group_split,
+    part_sizes,
+    shuffled_sums,
+    split,
+    split_report,
+    stratified_split,
+)
+
+
+def test_no_size_is_off_by_a_whole_example():
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        shares, count = rng.dirichlet(np.full(4, 5)), int(rng.integers(300, 3000))
+        sizes = part_sizes(count, shares)
+        assert sizes.sum() == count and (abs(sizes - count * shares) < 1).all()
+
+
+@pytest.mark.parametrize("shares", [[0.5, -0.1, 0.6], [0.5, 0.4], [float("nan"), 1], [1, 0], []])
+def test_bad_shares(shares):
+    with pytest.raises(ValueError, match="not positive with sum 1"):
+        part_sizes(100, shares)
+
+
+def test_float_shares_that_nearly_sum_to_one():
+    assert part_sizes(10**9, [0.7, 0.2, 0.1]).tolist() == [7 * 10**8, 2 * 10**8, 10**8]
+    assert part_sizes(10, [0.1] * 10).tolist() == [1] * 10
+
+
+@pytest.mark.parametrize("parts, bound", [(2, 1 + 1e-9), (3, 2)])
+def test_stratified_keeps_sizes_and_shares(parts, bound):
+    rng = np.random.default_rng(1)
+    for seed in range(300):
+        labels, shares = rng.integers(0, 8, 300), rng.dirichlet(np.full(parts, 5))
+        found, sizes = stratified_split(labels, shares, seed), part_sizes(300, shares)
+        table = np.array([np.bincount(labels[part], minlength=8) for part in found])
+        assert table.sum(1).tolist() == sizes.tolist() and len(set(np.concatenate(found))) == 300
+        assert (abs(table - np.outer(sizes / 300, np.bincount(labels, minlength=8))) <= bound).all()
+
+
+def test_stratified_is_fair_to_small_classes_and_to_each_example():
+    labels = np.repeat(np.arange(40), 5)
+    dev = np.zeros(200)
+    for seed in range(1000):
+        train, second, third = stratified_split(labels, [0.8, 0.1, 0.1], seed)
+        assert (len(train), len(second), len(third)) == (160, 20, 20)
+        dev[second] += 1
+    assert abs(dev.mean() - 100) < 1e-9 and abs(dev - 100).max() < 5 * np.sqrt(1000 * 0.1 * 0.9)
+
+
+def test_group_split_cuts_no_group_and_leaves_no_part_empty():
+    rng = np.random.default_rng(2)
+    for seed in range(300):
+        groups = rng.permutation(np.repeat(np.arange(30), rng.integers(1, 20, 30)))
+        parts, largest = group_split(groups, [0.7, 0.2, 0.1], seed), np.bincount(groups).max()
+        owners = [set(groups[part]) for part in parts]
+        assert all(owners) and len(set.union(*owners)) == sum(map(len, owners)) == 30
+        assert (abs(np.array([len(part) for part in parts]) - part_sizes(len(groups), [0.7, 0.2, 0.1])) <= 2 * largest).all()
+    for seed in range(20):
+        assert all(map(len, group_split(["a"] * 40 + ["b"] * 40 + ["c"] * 20, [0.8, 0.1, 0.1], seed)))
+
+
+def test_seed_decides():
+    labels, groups = np.arange(100) % 4, np.arange(100) // 5
+    for make in (lambda s: split(100, [0.5, 0.5], s), lambda s: stratified_split(labels, [0.5, 0.5], s), lambda s: group_split(groups, [0.5, 0.5], s)):
+        first, again, other = make(1), make(1), make(2)
+        assert all((a == b).all() for a, b in zip(first, again)) and first[0].tolist() != other[0].tolist()
+        assert all(part.dtype.kind == "i" and (np.diff(part) > 0).all() for part in first)
+
+
+def test_empirical_risk_takes_torch_with_gradients():
+    import torch
+
+    x, y = torch.randn(10, 3), torch.randn(10)
+    model = torch.nn.Linear(3, 1)
+    found = empirical_risk(lambda x: model(x)[:, 0], lambda a, b: (a - b) ** 2, [(x[:7], y[:7]), (x[7:], y[7:])])
+    assert isinstance(found, float) and abs(found - ((model(x)[:, 0] - y) ** 2).mean().item()) < 1e-6
+
+
+def test_shuffles_agree_with_the_table_where_examples_are_independent():
+    rng = np.random.default_rng(3)
+    for seed in range(5):
+        counts = count_labels(rng.integers(0, 6, 3000))[1]
+        parts = split(3000, [0.7, 0.3], seed)
+        observed = np.stack([counts[part].sum(0) for part in parts])
+        p, expected = compare_splits(observed, shuffled_sums(counts, [2100, 900], 2000, seed)).p, chi2.sf(chi_square(observed), 5)
+        assert abs(p - expected) < 4 * np.sqrt(expected * (1 - expected) / 2000) + 0.005
+
+
+def test_false_alarms_are_as_rare_as_promised():
+    rng = np.random.default_rng(4)
+    counts = count_labels([["A"] * rng.integers(0, 9) + ["B"] * rng.integers(1, 9) for _ in range(100)])[1]
+    p = []
+    for seed in range(1000):
+        observed = np.stack([counts[part].sum(0) for part in split(100, [0.8, 0.2], 10_000 + seed)])
+        p.append(compare_splits(observed, shuffled_sums(counts, [80, 20], 99, seed)).p)
+    for level in (0.05, 0.1, 0.5):
+        assert abs((np.array(p) <= level).mean() - level) < 4 * np.sqrt(level * (1 - level) / 1000)
+
+
+def test_a_corpus_takes_a_few_seconds():
+    rng = np.random.default_rng(5)
+    tags = np.array(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-MISC", "I-MISC"])
+    sentences = [tags[rng.integers(0, 9, length)].tolist() for length in rng.integers(1, 30, 5000)]
+    begin = time.perf_counter()
+    report = split_report({"train": sentences[:4000], "dev": sentences[4000:]})
+    assert time.perf_counter() - begin < 10 and len(report.labels) == 9
+
+
+def test_report_of_three_splits_with_empty_sentences():
+    rng = np.random.default_rng(6)
+    def some(n, p): return [["O"] * int(rng.integers(0, 4)) + ["B-PER"] * int(rng.random() < p) for _ in range(n)]
+    report = split_report({"train": some(300, 0.5), "dev": some(60, 0.5), "test": some(60, 0.02)})
+    assert report.verdicts[0].startswith("test has 0.") and "tag B-PER" in report.verdicts[0]
+    assert not any(verdict.startswith("dev") for verdict in report.verdicts)
+    assert {name: len(words) for name, words in report.lengths.items()} == {"train": 300, "dev": 60, "test": 60}
+    assert "length: chi-square" in repr(report)
+
+
+def test_report_of_one_label_only_and_of_labels_that_are_text():
+    report = split_report({"train": ["yes"] * 20, "dev": ["yes"] * 5})
+    assert report.tests["class"].statistic == 0 and report.tests["class"].p == 1 and "no more than" in report.verdicts[0]
+    assert "class yes" in repr(report) and "100.0%" in repr(report)
+
+
+def test_longer_sentences_are_named():
+    report = split_report({"train": [["O"] * 5] * 50 + [["O"] * 6] * 50, "dev": [["O"] * 12] * 30})
+    assert report.verdicts[0] == "dev has sentences of other lengths (mean 12.0 words against 5.5 in train)"
+
+
+@pytest.mark.parametrize("splits, text", [
+    ({"train": [1, 2]}, "two splits or more"), ({"train": [1], "dev": []}, "'dev': 0"),
+    ({"train": [["O"]], "dev": ["O"]}, "all labels or all sequences"), ({"train": [[]], "dev": [[]]}, "no sentence has a tag")])
+def test_bad_splits(splits, text):
+    with pytest.raises(ValueError, match=text):
+        split_report(splits)
