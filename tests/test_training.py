@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from fmtut.training import Callback, Recipe, RecipeError, Trainer, mean_loss, recipe_from_dict, schedule_factor
+from fmtut.losses import cross_entropy
+from fmtut.training import Callback, Recipe, RecipeError, Trainer, mean_loss, recipe_from_dict
 
 NASTY = {
     "epochs": [0, -1, 2.5, True, "3", None], "learning_rate": [0, -1.0, math.nan, math.inf, "1e-5"], "warmup": [1.5, -0.1],
@@ -52,10 +52,6 @@ def test_recipe_from_dict_gives_back_its_own_values():
 def test_unknown_setting_like_none_lists_all():
     with pytest.raises(RecipeError, match="did you mean epochs, learning_rate, "):
         recipe_from_dict({"zzz": 1})
-
-
-def test_schedule_at_its_edges():
-    assert schedule_factor(0, 5, 0.0) == 1 and schedule_factor(4, 5, 1.0) == 1 and schedule_factor(99, 5, 0.1) == 0
 
 
 def test_mean_of_nothing_is_nan():
