@@ -64,7 +64,7 @@ CHAPTERS = {chapter.number: chapter for chapter in [
     Chapter("16", "regularization", "Training loss falls, test loss rises: now what?", 120, "12 15"),
     Chapter("17", "augmentation", "Can we invent images without lying?", 90, "16"),
     Chapter("21", "batching", "Why does half the processor multiply zeros?", 90, "00 01"),
-    Chapter("22", "training", "What is the smallest loop I would trust overnight?", 120, "15 16 21"),
+    Chapter("22", "training", "What is the smallest loop I would trust overnight?", 120, "15 21"),
     Chapter("23", "checkpoints", "The power fails at step 999: what is lost?", 90, "22"),
     Chapter("24", "scaling", "Same loop, 10x faster: what may change in the result?", 120, "22"),
     Chapter("25", "distributed", "Two machines, one model: who waits for whom?", 120, "23 24"),
