@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-# %% ../nbs/13_autodiff.ipynb #d093d393
+# %% ../nbs/13_autodiff.ipynb #db3d2989
 class Value:
     "A number that remembers its inputs and its slopes by them; `backward` gives every number behind it its blame."
 
@@ -23,6 +23,8 @@ class Value:
         inputs: tuple = (), # the values it was computed from
         slopes: tuple = (), # its derivative by each of them
     ):
+        if isinstance(data, str):
+            raise TypeError(f"{data!r} is text; give a number: float({data!r})")
         self.data, self.name, self.inputs, self.slopes = float(data), name, inputs, slopes
         self.grad = 0.0 # what the calls of `backward` have added up
 
@@ -109,7 +111,7 @@ class Value:
             for before, slope in zip(node.inputs, node.slopes):
                 blame[before] += slope * blame[node]
 
-# %% ../nbs/13_autodiff.ipynb #13bed6e5
+# %% ../nbs/13_autodiff.ipynb #a60c2dcf
 def graph_layout(
     value: Value, # the result
 ) -> tuple[dict, dict]: # value -> its column; (value, column) -> its row there, also in columns that it only passes
@@ -136,7 +138,7 @@ def graph_layout(
             rows |= {(node, c): row - (len(columns[c]) - 1) / 2 for row, node in enumerate(columns[c])}
     return first, rows
 
-# %% ../nbs/13_autodiff.ipynb #55e375be
+# %% ../nbs/13_autodiff.ipynb #13bed6e5
 def draw_graph(
     value: Value, # the result; call its `backward` first, or each grad is 0
 ): # matplotlib's axes
@@ -146,42 +148,51 @@ def draw_graph(
     if len(value.order()) > 60:
         raise ValueError(f"a graph of {len(value.order())} values would be unreadable; draw one of at most 60, such as one example's loss")
     column, row = graph_layout(value)
-    low, high = min(row.values()), max(row.values())
-    _, axes = plt.subplots(figsize=(1.15 * (column[value] + 1), 0.65 * (high - low + 1) + 0.3), layout="constrained")
-    for node in column:
-        end = column[node]
+    texts = {node: f"{node.name}\n{node.data + 0.0:.3g}\ngrad {node.grad + 0.0:.3g}".strip() for node in column}
+    box = 0.1 + 0.07 * max(len(line) for text in texts.values() for line in text.splitlines()) # inches
+    side, low, high = box / 2 / (box + 0.45), min(row.values()), max(row.values())
+    _, axes = plt.subplots(figsize=((box + 0.45) * (column[value] + 1), 0.65 * (high - low + 1) + 0.3), layout="constrained")
+    for node, end in column.items():
         for before in dict.fromkeys(node.inputs):
-            points = [*((c, row[before, c]) for c in range(column[before], end)), (end, row[node, end])]
-            axes.plot(*zip(*points), color="#999999", lw=1, zorder=1)
-            slopes = " + ".join(f"{slope + 0.0:.3g}" for each, slope in zip(node.inputs, node.slopes) if each is before)
-            axes.text(end - 0.5, (points[-2][1] + points[-1][1]) / 2, slopes, fontsize=7, color="#555555", ha="center", va="center",
+            places = [*((c, row[before, c]) for c in range(column[before], end)), (end, row[node, end])]
+            points = [(c + shift, r) for c, r in places for shift in (-side, side)][1:-1] # level beside a box
+            axes.plot(*zip(places[0], *points, places[-1]), color="#999999", lw=1, zorder=1)
+            slopes = "\n+ ".join(f"{slope + 0.0:.3g}" for each, slope in zip(node.inputs, node.slopes) if each is before)
+            axes.text(end - 0.5, (places[-2][1] + places[-1][1]) / 2, slopes, fontsize=7, color="#555555", ha="center", va="center",
                       bbox={"fc": "white", "ec": "none", "pad": 0.5})
         color = "#D55E00" if node is value else "#999999" if node.inputs else "#0072B2"
-        axes.text(end, row[node, end], f"{node.name}\n{node.data + 0.0:.3g}\ngrad {node.grad + 0.0:.3g}".strip(), fontsize=8,
-                  ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": color})
+        axes.text(end, row[node, end], texts[node], fontsize=8, ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": color})
     axes.set(xlim=(-0.5, column[value] + 0.5), ylim=(low - 0.6, high + 0.6))
     axes.axis("off")
     return axes
 
-# %% ../nbs/13_autodiff.ipynb #b450a2ca
+# %% ../nbs/13_autodiff.ipynb #e5e36498
 def numerical_gradient(
     f: Callable[[torch.Tensor], torch.Tensor], # a tensor of x's shape -> one number
-    x: torch.Tensor, # floats, any shape
+    x: torch.Tensor, # float64, any shape
     h: float = 1e-6, # step to either side, in the units of x
 ) -> torch.Tensor: # df/dx, shape of x
-    "Central differences in every entry: 2 evaluations each, error about $h^2 |f'''|/6 + \\varepsilon |f|/h$."
+    "Central differences in every entry, error about $h^2 |f'''|/6 + \\varepsilon |f|/h$; ValueError where rounding hides the slope."
+    if x.dtype != torch.float64:
+        raise ValueError(f"x is {x.dtype}, whose rounding hides bugs: give float64, x.double()")
     x = x.detach()
     gradient = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
     for entry in range(x.numel()):
-        values = []
-        for step in (h, -h):
-            moved = x.clone(memory_format=torch.contiguous_format)
-            moved.view(-1)[entry] += step
-            values.append(torch.as_tensor(f(moved), dtype=torch.float64).item())
-        gradient[entry] = (values[0] - values[1]) / (2 * h)
+        above, below = (x.clone(memory_format=torch.contiguous_format) for _ in range(2))
+        above.view(-1)[entry] += h
+        below.view(-1)[entry] -= h
+        distance = (above - below).view(-1)[entry].item() # not quite 2h: x + h was rounded
+        if distance == 0:
+            raise ValueError(f"entry {entry} of x is so large that x + {h:g} is x: give a larger h, or scale x")
+        values = [f(above), f(below)]
+        for value in values:
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+                raise ValueError(f"f gives {value.dtype}, whose rounding hides bugs: compute in float64 all the way")
+        high, low = (torch.as_tensor(value, dtype=torch.float64).item() for value in values)
+        gradient[entry] = (high - low) / distance
     return gradient.view(x.shape)
 
-# %% ../nbs/13_autodiff.ipynb #e2b93e6c
+# %% ../nbs/13_autodiff.ipynb #9f5fdebb
 def relative_difference(
     gradient: torch.Tensor, # any shape
     numerical: torch.Tensor, # the same shape
@@ -189,7 +200,7 @@ def relative_difference(
     "|gradient - numerical| / max(1, |gradient|, |numerical|), entry by entry."
     return (gradient - numerical).abs() / torch.maximum(gradient.abs(), numerical.abs()).clamp(min=1)
 
-# %% ../nbs/13_autodiff.ipynb #4098be2e
+# %% ../nbs/13_autodiff.ipynb #f8b1b4fc
 def likely_bug(
     gradient: torch.Tensor, # the claim, which is wrong
     numerical: torch.Tensor, # central differences, perhaps of another shape
@@ -199,7 +210,7 @@ def likely_bug(
     def fits(other):
         return other.shape == numerical.shape and bool((relative_difference(other, numerical) <= tolerance).all())
 
-    if gradient.shape != numerical.shape:
+    if gradient.numel() > numerical.numel():
         extra = gradient.dim() - numerical.dim()
         sizes = zip(gradient.shape[max(extra, 0):], numerical.shape)
         if extra >= 0 and all(mine == its or its == 1 for mine, its in sizes) and fits(gradient.sum_to_size(numerical.shape)):
@@ -214,10 +225,10 @@ def likely_bug(
     if gradient.shape == numerical.shape and gradient.numel() > 1:
         factor = (gradient * numerical).sum() / (numerical**2).sum()
         if fits(gradient / factor):
-            return f"a factor: every entry is {factor:.4g} times what it should be (mean or sum? a 2?)"
+            return f"a factor: every entry is {factor:.7g} times what it should be (mean or sum? a 2?)"
     return ""
 
-# %% ../nbs/13_autodiff.ipynb #05d366a4
+# %% ../nbs/13_autodiff.ipynb #a9c5260d
 class GradientError(AssertionError):
     "A gradient that central differences contradict; the message says where, and what is likely wrong."
 
@@ -230,14 +241,17 @@ def gradcheck(
     tolerance: float = 1e-6, # largest `relative_difference` that passes
 ) -> float: # the largest one found
     "GradientError unless the gradient agrees with central differences; ValueError where no check is possible."
-    if x.dtype != torch.float64:
-        raise ValueError(f"x is {x.dtype}, whose rounding hides bugs: give float64, x.double()")
+    if not isinstance(gradient, torch.Tensor):
+        raise TypeError(f"the gradient is a {type(gradient).__name__}, not a tensor: has backward run?")
     if x.numel() == 0:
         raise ValueError("x has no entries, so nothing would be checked")
+    gradient, numerical = gradient.detach(), numerical_gradient(f, x, h)
     first, second = (torch.as_tensor(f(x.detach().clone())).item() for _ in range(2))
     if not first == second:
         raise ValueError(f"f gives {first:.6g} and {second:.6g} for the same x: NaN, or random numbers without a fixed seed")
-    gradient, numerical = gradient.detach(), numerical_gradient(f, x, h)
+    rounding = torch.finfo(x.dtype).eps * abs(first / h)
+    if rounding > tolerance * max(1, numerical.abs().max()):
+        raise ValueError(f"f is {first:.6g}, and its rounding moves the difference by {rounding:.1g}: leave constants out of f, or give a larger h")
     likely = likely_bug(gradient, numerical, tolerance)
     if gradient.shape != x.shape:
         raise GradientError(f"the gradient has shape {tuple(gradient.shape)}, x has {tuple(x.shape)}{likely and '; ' + likely}")

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .losses import softmax
+from .losses import full_precision, softmax
 
 # %% ../nbs/14_layers.ipynb #8cd6d854
 class Layer:
@@ -23,12 +23,13 @@ class Layer:
 
     def forward(self, X):
         "Y for X, any shape that the layer takes; keeps references (not copies) to what the way back needs."
-        Y, self.kept = self.compute(X)
-        self.shape = Y.shape
+        self.kept = None # after a forward that fails there is no way back
+        Y, kept = self.compute(X)
+        self.kept, self.shape = kept, Y.shape
         return Y
 
     def backward(self, dY):
-        "dX for the last forward, which is thereby used up; adds to the `grad` of the parameters. dY has Y's shape."
+        "dX for the last forward, used up thereby; adds to the parameters' `grad`. RuntimeError without forward, ValueError unless dY has Y's shape."
         if self.kept is None:
             raise RuntimeError(f"{type(self).__name__}.backward has no forward to answer for; call it once after each forward, "
                                "and do not put one layer at two places")
@@ -55,9 +56,10 @@ def add_gradient(
     gradient: torch.Tensor, # of its shape
 ):
     "Adds to `parameter.grad`, as torch does: two losses may share a layer, and a batch may come in parts."
+    gradient = gradient.to(parameter.dtype)
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
-# %% ../nbs/14_layers.ipynb #2f43d5ce
+# %% ../nbs/14_layers.ipynb #2ebb7eca
 class Linear(Layer):
     "Y = X W + b over the last axis; dW = X' dY, db = sum of all rows of dY, dX = dY W'."
 
@@ -90,12 +92,12 @@ class ReLU(Layer):
     "max(X, 0), entry by entry; the slope at 0 counts as 0, as in torch."
 
     def compute(self, X):
-        "Any shape; keeps where X is positive."
-        return X.clamp(min=0), (X > 0,)
+        "Any shape; keeps where X is closed, at 0 or below."
+        return X.clamp(min=0), (X <= 0,)
 
-    def vjp(self, dY, positive):
-        "dY where X was positive, else 0."
-        return dY * positive
+    def vjp(self, dY, closed):
+        "0 where X was closed, else dY; 0 times an infinite dY would be NaN."
+        return dY.masked_fill(closed, 0)
 
 # %% ../nbs/14_layers.ipynb #0cbeba5c
 class GELU(Layer):
@@ -116,17 +118,17 @@ class Softmax(Layer):
     "exp z_k / sum_j exp z_j over the last axis."
 
     def compute(self, X):
-        "Any shape; keeps the probabilities."
+        "Any shape; keeps the probabilities, those of 16 bits in float32."
         P = softmax(X)
-        return P, (P,)
+        return P.to(torch.result_type(X, 1.0)), (P,) # whole numbers give floats
 
     def vjp(self, dY, P):
         "P (dY - sum_i dY_i P_i): the Jacobian's product, in time and memory that grow with C, not with C squared."
-        return P * (dY - (dY * P).sum(-1, keepdim=True))
+        return (P * (dY - (dY * P).sum(-1, keepdim=True))).to(torch.result_type(dY, 1.0))
 
 # %% ../nbs/14_layers.ipynb #488053ab
 class LayerNorm(Layer):
-    "gamma (x - mean) / sqrt(variance + eps) + beta over the last axis; variance over n, eps inside (Ba, Kiros, Hinton, 2016)."
+    "gamma (x - mean) / sqrt(variance + eps) + beta over the last axis; variance over d, eps inside (Ba, Kiros, Hinton, 2016)."
 
     def __init__(
         self,
@@ -140,21 +142,22 @@ class LayerNorm(Layer):
         return [self.gamma, self.beta]
 
     def compute(self, X):
-        "X (..., d) -> Y of the same shape; keeps the normalised rows and their spreads."
+        "X (..., d) -> Y of the same shape and dtype; keeps the normalised rows and their spreads. ValueError for another d."
         if X.shape[-1:] != self.gamma.shape:
             raise ValueError(f"X has shape {tuple(X.shape)}, its last axis must have {len(self.gamma)} features")
-        centred = X - X.mean(-1, keepdim=True)
+        rows = full_precision(X) # the square of 300 does not fit into fp16
+        centred = rows - rows.mean(-1, keepdim=True)
         s = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
         X_hat = centred / s
-        return self.gamma * X_hat + self.beta, (X_hat, s)
+        return (self.gamma * X_hat + self.beta).to(torch.result_type(X, 1.0)), (X_hat, s) # whole numbers give floats
 
     def vjp(self, dY, X_hat, s):
         "(g - mean(g) - x_hat mean(g x_hat)) / s with g = dY gamma."
-        d = len(self.gamma)
-        add_gradient(self.gamma, (dY * X_hat).reshape(-1, d).sum(0))
-        add_gradient(self.beta, dY.reshape(-1, d).sum(0))
-        g = dY * self.gamma
-        return (g - g.mean(-1, keepdim=True) - X_hat * (g * X_hat).mean(-1, keepdim=True)) / s
+        d, blame = len(self.gamma), full_precision(dY)
+        add_gradient(self.gamma, (blame * X_hat).reshape(-1, d).sum(0))
+        add_gradient(self.beta, blame.reshape(-1, d).sum(0))
+        g = blame * self.gamma
+        return ((g - g.mean(-1, keepdim=True) - X_hat * (g * X_hat).mean(-1, keepdim=True)) / s).to(torch.result_type(dY, 1.0))
 
 # %% ../nbs/14_layers.ipynb #a4bf664b
 class Embedding(Layer):
@@ -187,7 +190,7 @@ class Embedding(Layer):
 
 # %% ../nbs/14_layers.ipynb #be791609
 class Sequential(Layer):
-    "Layers one after the other; backward walks them in reverse."
+    "Layers one after the other; backward walks them in reverse. TypeError for what is no layer."
 
     def __init__(
         self,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'BLOCK', 'check_same_shape', 'full_precision', 'reduce', 'mse', 'mse_gradient', 'binary_cross_entropy',
-           'binary_cross_entropy_gradient', 'logsumexp', 'softmax', 'softmax_jacobian', 'cross_entropy_gradient',
-           'label_weights', 'nll', 'CrossEntropy', 'cross_entropy']
+           'binary_cross_entropy_gradient', 'logsumexp', 'softmax', 'softmax_jacobian', 'check_classes',
+           'cross_entropy_gradient', 'label_weights', 'nll', 'row_losses', 'CrossEntropy', 'cross_entropy']
 
 # %% ../nbs/12_losses.ipynb #3c84d44a
 import torch
@@ -15,16 +15,16 @@ def check_same_shape(
     predictions: torch.Tensor, # any shape
     targets: torch.Tensor, # must be of the same
 ):
-    "ValueError where the two would broadcast."
+    "ValueError for different shapes: some of them would broadcast in silence."
     if predictions.shape != targets.shape:
-        raise ValueError(f"predictions have shape {tuple(predictions.shape)}, targets {tuple(targets.shape)}; they would broadcast: reshape one")
+        raise ValueError(f"predictions have shape {tuple(predictions.shape)}, targets {tuple(targets.shape)}; they must be equal: reshape one")
 
 
 def full_precision(
     x: torch.Tensor, # any shape
 ) -> torch.Tensor:
-    "fp16 and bf16 as float32, everything else as it is: a loss is no place to save bits."
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    "fp16, bf16 and whole numbers as float32, the others as they are: a loss is no place to save bits."
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def reduce(
@@ -32,7 +32,7 @@ def reduce(
     weights: torch.Tensor, # of the same shape; 0 for an example that does not count
     reduction: str, # "mean", "sum" or "none"
 ) -> torch.Tensor: # one number, or the shape of losses
-    "Weighted losses as they are, their sum, or their sum over the sum of weights (NaN where that is 0)."
+    "Weighted losses as they are, their sum, or their sum over the sum of weights (NaN where no weight is left)."
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; give 'mean', 'sum' or 'none'")
     total = torch.where(weights == 0, 0, losses * weights) # 0 also where the loss is NaN or infinite
@@ -55,10 +55,10 @@ def mse(
 def mse_gradient(
     predictions: torch.Tensor, # f, any shape
     targets: torch.Tensor, # y, the same shape
-) -> torch.Tensor: # the shape of predictions
+) -> torch.Tensor: # the shape of predictions, at least float32
     "Gradient of the mean: 2 (f - y) / n."
     check_same_shape(predictions, targets)
-    return 2 * (predictions - targets) / predictions.numel()
+    return 2 * (full_precision(predictions) - full_precision(targets)) / predictions.numel()
 
 # %% ../nbs/12_losses.ipynb #0230bba0
 def binary_cross_entropy(
@@ -76,16 +76,17 @@ def binary_cross_entropy(
 def binary_cross_entropy_gradient(
     logits: torch.Tensor, # z, any shape
     targets: torch.Tensor, # y, the same shape
-) -> torch.Tensor: # the shape of logits
+) -> torch.Tensor: # the shape of logits, at least float32
     "Gradient of the mean with respect to the logits: (p - y) / n."
     check_same_shape(logits, targets)
-    return (torch.sigmoid(logits) - targets) / logits.numel()
+    return (torch.sigmoid(full_precision(logits)) - full_precision(targets)) / logits.numel()
 
 # %% ../nbs/12_losses.ipynb #97f4d25c
 def logsumexp(
     z: torch.Tensor, # scores, shape (..., C)
 ) -> torch.Tensor: # shape (...)
     "Stable log sum_k exp z_k over the last axis; -inf where every z is."
+    z = full_precision(z)
     m = z.detach().amax(-1, keepdim=True) # a constant: what it adds to the slope outside, it takes away inside
     m = torch.where(m.isfinite(), m, 0)
     return (m + (z - m).exp().sum(-1, keepdim=True).log()).squeeze(-1)
@@ -93,9 +94,11 @@ def logsumexp(
 
 def softmax(
     z: torch.Tensor, # scores, shape (..., C)
-) -> torch.Tensor: # of the same shape, sums to 1 over the last axis
+) -> torch.Tensor: # of the same shape, sums to 1 over the last axis; at least float32
     "Stable exp z_k / sum_j exp z_j over the last axis; NaN where every z is -inf."
-    return (z - logsumexp(z)[..., None]).exp()
+    z = full_precision(z)
+    e = (z - z.detach().amax(-1, keepdim=True)).exp()
+    return e / e.sum(-1, keepdim=True) # exp(z - logsumexp(z)) would lose the digits of large z
 
 # %% ../nbs/12_losses.ipynb #4c07988a
 def softmax_jacobian(
@@ -105,34 +108,48 @@ def softmax_jacobian(
     return torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
 
 # %% ../nbs/12_losses.ipynb #afabe248
+def check_classes(
+    scores: torch.Tensor, # shape (n, C)
+    labels: torch.Tensor, # shape (n,), whole numbers from 0 to C - 1
+):
+    "ValueError for other shapes, labels that are no whole numbers, and (on the CPU) labels that are no class."
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores have shape {tuple(scores.shape)}, labels {tuple(labels.shape)}; give (n, C) and (n,): flatten the other axes")
+    if labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype}; give whole numbers, the indices of classes")
+    C, labels = scores.shape[1], labels.long()
+    if labels.device.type == "cpu" and len(labels) and not (0 <= labels.min() and labels.max() < C):
+        wrong = int(labels[(labels < 0) | (labels >= C)][0])
+        raise ValueError(f"label {wrong} is none of the {C} classes 0 to {C - 1}; leave it out, or name it as ignore_index")
+
+
 def cross_entropy_gradient(
     logits: torch.Tensor, # z, shape (n, C)
     labels: torch.Tensor, # y, shape (n,), each one of 0 to C - 1
-) -> torch.Tensor: # shape (n, C)
-    "Gradient of the mean with respect to the logits: (p - onehot(y)) / n."
-    return (softmax(logits) - torch.nn.functional.one_hot(labels, logits.shape[-1])) / len(labels)
+) -> torch.Tensor: # shape (n, C), at least float32
+    "Gradient of the mean with respect to the logits: (p - onehot(y)) / n. ValueError as from `check_classes`."
+    check_classes(logits, labels)
+    return (softmax(logits) - torch.nn.functional.one_hot(labels.long(), logits.shape[1])) / len(labels)
 
 # %% ../nbs/12_losses.ipynb #8c768a84
 IGNORE_INDEX = -100 # the label that does not count, by torch's convention
 
 
 def label_weights(
-    labels: torch.Tensor, # shape (n,), integers
-    classes: int, # C
-    weight: torch.Tensor | None, # shape (C,), one weight a class; None: all 1
+    scores: torch.Tensor, # shape (n, C)
+    labels: torch.Tensor, # shape (n,), whole numbers
+    weight: torch.Tensor | None, # shape (C,), one constant a class; None: all 1
     ignore_index: int, # label that does not count
-    like: torch.Tensor, # gives the dtype of the weights
-) -> tuple[torch.Tensor, torch.Tensor]: # labels with 0 for ignored ones, and weights, both of shape (n,)
-    "Weight of each example by its class, 0 for the ignored; ValueError for wrong shapes and (on the CPU) labels that are no class."
-    if weight is not None and weight.shape != (classes,):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; give one for each of the {classes} classes")
-    keep = labels != ignore_index
+) -> tuple[torch.Tensor, torch.Tensor]: # labels with 0 for ignored ones, and weights in the scores' type, both of shape (n,)
+    "Weight of each example by its class, 0 for the ignored; ValueError for a wrong shape and as from `check_classes`."
+    C = scores.shape[-1]
+    if weight is not None and weight.shape != (C,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; give one for each of the {C} classes")
+    keep = labels.long() != ignore_index # an unsigned byte would take -100 for 156
     safe = torch.where(keep, labels, 0)
-    if labels.device.type == "cpu" and len(safe) and not (0 <= safe.min() and safe.max() < classes):
-        wrong = int(safe[(safe < 0) | (safe >= classes)][0])
-        raise ValueError(f"label {wrong} is none of the {classes} classes 0 to {classes - 1}; the label to leave out is {ignore_index}")
-    weights = keep.to(like.dtype)
-    return safe, weights if weight is None else weights * weight[safe]
+    check_classes(scores, safe)
+    safe, weights = safe.long(), keep.to(scores.dtype)
+    return safe, weights if weight is None else weights * weight.to(scores.dtype)[safe]
 
 
 def nll(
@@ -142,53 +159,75 @@ def nll(
     ignore_index: int = IGNORE_INDEX, # a label that does not count
     reduction: str = "mean", # over the examples that count, by weight; or "sum", "none"
 ) -> torch.Tensor: # one number, or shape (n,); float32 for 16-bit input
-    "-log p of the true class."
+    "-log p of the true class. ValueError for other shapes and labels."
     log_probabilities = full_precision(log_probabilities)
-    safe, weights = label_weights(labels, log_probabilities.shape[-1], weight, ignore_index, log_probabilities)
+    safe, weights = label_weights(log_probabilities, labels, weight, ignore_index)
     return reduce(-log_probabilities.gather(-1, safe[:, None])[:, 0], weights, reduction)
 
 # %% ../nbs/12_losses.ipynb #6a5bc1ff
 BLOCK = 2**19 # numbers handled at once: 2 MB in float32 stay in the cache
 
 
+def row_losses(
+    logits: torch.Tensor, # z, shape (n, C)
+    labels: torch.Tensor, # y, shape (n,), each one of 0 to C - 1
+    scale: torch.Tensor, # shape (n,), factor of each loss; 0 for a row that does not count
+    gradient: torch.Tensor | None, # shape (n, C), to be filled; None if nobody wants it
+) -> torch.Tensor: # shape (n,)
+    "scale * loss, and in `gradient` scale * (p - onehot(y)), all of it while a block of rows lies in the cache."
+    (n, C), cpu, losses = logits.shape, logits.device.type == "cpu", torch.empty_like(scale)
+    rows = max(1, BLOCK // C if cpu else n)
+    for block in (slice(start, start + rows) for start in range(0, n, rows)):
+        z, y, w = logits[block], labels[block, None], scale[block, None]
+        m, p = z.amax(-1, keepdim=True), None if gradient is None else gradient[block]
+        if C < 16: # too few for torch.softmax to be fast
+            p = torch.sub(z, m, out=p).exp_()
+            p /= p.sum(-1, keepdim=True)
+        else:
+            p = torch.softmax(z, -1, out=p)
+        loss = (m - z.gather(1, y)) - p.amax(-1, keepdim=True).log()
+        losses[block] = torch.where(w == 0, 0, w * loss)[:, 0]
+        if gradient is not None:
+            p.mul_(w).scatter_add_(1, y, -w)
+            if not (cpu and w.all()): p.masked_fill_(w == 0, 0) # even where the logits are NaN
+    return losses
+
+# %% ../nbs/12_losses.ipynb #40dd45e1
 class CrossEntropy(torch.autograd.Function):
-    "Loss of each row in one pass over the logits; the exponentials stay, and backward scales them to p - onehot(y)."
+    "Scaled losses of the rows; forward finishes their gradient, backward hands it over."
 
     @staticmethod
-    def forward(ctx, logits, labels, skip):
-        "logits (n, C), labels (n,), rows to skip (n,) -> losses (n,)."
-        n, C = logits.shape
-        losses, S, E = torch.empty_like(logits[:, 0]), torch.empty_like(logits[:, :1]), torch.empty_like(logits)
-        rows = max(1, BLOCK // C if logits.device.type == "cpu" else n)
-        for block in (slice(start, start + rows) for start in range(0, n, rows)):
-            z = logits[block]
-            m = z.amax(-1, keepdim=True)
-            S[block] = torch.sub(z, m, out=E[block]).exp_().sum(-1, keepdim=True)
-            losses[block] = (m + S[block].log() - z.gather(1, labels[block, None]))[:, 0]
-        E[skip], S[skip] = 0, 1 # even where the logits are NaN
-        ctx.save_for_backward(E, S, labels)
-        return losses
+    def forward(ctx, logits, labels, scale):
+        "logits (n, C), labels (n,), scale (n,) -> scale * loss (n,)."
+        ctx.save_for_backward(logits, labels, scale)
+        ctx.gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        return row_losses(logits, labels, scale, ctx.gradient)
 
     @staticmethod
     def backward(ctx, upstream):
-        "p - onehot(y) with p = E / S, each row times what arrives for its loss; RuntimeError if a second derivative is wanted."
-        if torch.is_grad_enabled(): # create_graph=True: what is saved would pass for a constant
+        "scale * (p - onehot(y)), each row times what arrives for its loss; RuntimeError if a second derivative is wanted."
+        if torch.is_grad_enabled(): # create_graph=True: the gradient would pass for a constant
             raise RuntimeError("cross_entropy has no second derivative; use torch.nn.functional.cross_entropy for one")
-        E, S, labels = ctx.saved_tensors
-        upstream = upstream[:, None]
-        return (E * (upstream / S)).scatter_add_(1, labels[:, None], -upstream), None, None
+        gradient, ctx.gradient = ctx.gradient, None # given away: its new owner may change it
+        if gradient is None: # so a second backward of the same graph computes it again
+            logits, labels, scale = ctx.saved_tensors
+            row_losses(logits, labels, scale, gradient := torch.empty_like(logits))
+        if upstream.device.type != "cpu" or not (upstream == 1).all(): # a GPU would have to wait for the answer
+            gradient.mul_(upstream[:, None])
+        return gradient, None, None
 
-# %% ../nbs/12_losses.ipynb #bf468a47
+# %% ../nbs/12_losses.ipynb #5cc13eec
 def cross_entropy(
     logits: torch.Tensor, # z, shape (n, C)
-    labels: torch.Tensor, # y, shape (n,), integers
-    weight: torch.Tensor | None = None, # shape (C,), one weight a class
+    labels: torch.Tensor, # y, shape (n,), whole numbers
+    weight: torch.Tensor | None = None, # shape (C,), one constant a class
     ignore_index: int = IGNORE_INDEX, # a label that does not count
     reduction: str = "mean", # over the examples that count, by weight; or "sum", "none"
 ) -> torch.Tensor: # one number, or shape (n,); float32 for 16-bit logits
-    "-log softmax(z)_y. Equal to torch's, with the gradient from the same exponentials; ValueError for other shapes and labels."
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)}; give (n, C) and (n,): flatten the other axes")
+    "-log softmax(z)_y. Equal to torch's, with the gradient from the same pass; ValueError for other shapes and labels."
     logits = full_precision(logits)
-    safe, weights = label_weights(labels, logits.shape[-1], weight, ignore_index, logits)
-    return reduce(CrossEntropy.apply(logits, safe, weights == 0), weights, reduction)
+    safe, weights = label_weights(logits, labels, weight, ignore_index)
+    total = weights.sum() if reduction == "mean" else weights.new_ones(())
+    losses = CrossEntropy.apply(logits, safe, torch.where(weights == 0, 0, weights / total))
+    result = reduce(losses, torch.ones_like(losses), "sum" if reduction == "mean" else reduction)
+    return torch.where(total == 0, torch.nan, result)

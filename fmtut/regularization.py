@@ -27,7 +27,7 @@ def l2_penalty(
         raise ValueError("no parameters to penalise: the list is empty (a generator can be read only once)")
     return strength / 2 * sum(squares)
 
-# %% ../nbs/16_regularization.ipynb #d0ae778c
+# %% ../nbs/16_regularization.ipynb #fc1288f7
 class EarlyStopping:
     "Keeps the best score and says when `patience` epochs in a row have not beaten it by more than `min_delta` (Prechelt, 1998)."
 
@@ -37,7 +37,7 @@ class EarlyStopping:
         min_delta: float = 0.0, # what a new best must gain more than, at least 0
         mode: str = "max", # "max" if high is good (a score), "min" if low is (a loss)
     ):
-        if patience < 1:
+        if not patience >= 1:
             raise ValueError(f"patience is {patience}; give at least 1 epoch")
         if not 0 <= min_delta < math.inf:
             raise ValueError(f"min_delta is {min_delta}; give a finite number of at least 0")
@@ -56,7 +56,7 @@ class EarlyStopping:
         "Takes one epoch's score. A tie is not better: the earlier epoch was cheaper."
         score = float(score)
         gain = score - self.best_score if self.mode == "max" else self.best_score - score
-        better = gain > self.min_delta
+        better = gain > self.min_delta and not math.isclose(gain, self.min_delta, rel_tol=1e-5) # float32's rounding
         if better:
             self.best_score, self.best_epoch = score, epoch
         self.epochs_since_best = 0 if better else self.epochs_since_best + 1
@@ -75,13 +75,14 @@ class EarlyStopping:
         self,
         state: dict, # from `state_dict`; states from before min_delta and mode load, too
     ):
-        "Takes the state back, patience and min_delta included; ValueError for another mode."
+        "Takes the state back, patience and min_delta included; ValueError for another mode or bad settings, KeyError for a gap."
         state = {"min_delta": 0.0, "mode": "max"} | state
         if state["mode"] != self.mode:
             raise ValueError(f"the state has mode {state['mode']!r}, this object {self.mode!r}: their best scores mean opposite things")
+        EarlyStopping(state["patience"], state["min_delta"]) # refuses what no constructor takes
         vars(self).update({name: state[name] for name in vars(self)})
 
-# %% ../nbs/16_regularization.ipynb #cff51bae
+# %% ../nbs/16_regularization.ipynb #688d879c
 class Dropout(nn.Module):
     "In training sets each number to 0 with probability p and divides the others by 1 - p; in eval mode the identity (Srivastava et al., 2014)."
 
@@ -105,7 +106,7 @@ class Dropout(nn.Module):
         "What `print(net)` shows."
         return f"p={self.p}"
 
-# %% ../nbs/16_regularization.ipynb #0f5162cc
+# %% ../nbs/16_regularization.ipynb #362c8ee9
 def label_smoothing(
     logits: torch.Tensor, # z, shape (n, C)
     labels: torch.Tensor, # y, shape (n,), integers
@@ -119,5 +120,6 @@ def label_smoothing(
     counts = labels != ignore_index
     if smoothing: # without it a logit of -inf does no harm
         z = full_precision(logits)
-        plain = plain + smoothing * (z.gather(1, torch.where(counts, labels, 0)[:, None])[:, 0] - z.mean(1))
+        apart = z.gather(1, torch.where(counts, labels, 0)[:, None])[:, 0] - z.mean(1)
+        plain = plain + smoothing * torch.where(plain.isinf(), 0, apart) # infinite already where the right class is masked
     return reduce(plain, counts.to(plain.dtype), "mean")

@@ -1,6 +1,7 @@
 "The scalar engine and the gradient check on inputs that teach nothing and happen anyway."
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_edges_of_operations():
     assert x.grad == 1
     for error, bad in [(ValueError, lambda: Value(-1).log()), (ValueError, lambda: Value(-8) ** (1 / 3)), (ZeroDivisionError, lambda: 1 / Value(0)),
                        (OverflowError, lambda: Value(1000).exp()), (TypeError, lambda: Value(2) ** Value(2)), (TypeError, lambda: Value(None)),
-                       (ValueError, lambda: Value(float("nan")).log())]:
+                       (ValueError, lambda: Value(float("nan")).log()), (TypeError, lambda: Value(1) + "3"), (TypeError, lambda: "3" * Value(1))]:
         with pytest.raises(error):
             bad()
 
@@ -79,6 +80,52 @@ def test_drawings_have_a_box_for_each_value(value):
     plt.close(axes.figure)
 
 
+def random_graph(seed):
+    "A graph of at most 20 values."
+    rng = random.Random(seed)
+    values = [Value(round(rng.uniform(-2, 2), 2), name) for name in "abc"]
+    for _ in range(12):
+        u, v = rng.choice(values), rng.choice(values)
+        values.append(rng.choice([u + v, u * v, u - v, u.tanh(), u.tanh().exp()]))
+    result = sum(values[-4:])
+    result.backward()
+    return result
+
+
+def crossings(column, row):
+    "Pairs of lines between two neighbouring columns that change their order."
+    lines = {(c, row[before, c], row[before if c + 1 < column[node] else node, c + 1])
+             for node in column for before in node.inputs for c in range(column[before], column[node])}
+    return sum(c == d and (p - q) * (r - s) < 0 for c, p, r in lines for d, q, s in lines) // 2
+
+
+def test_sorting_removes_crossings():
+    a, b, c = (Value(n, name) for n, name in zip((1, 2, 3), "abc"))
+    assert crossings(*graph_layout(b + a * (b * c) * a)) == 0 # 3 unsorted
+    assert sum(crossings(*graph_layout(random_graph(seed))) for seed in range(40)) < 250 # 192; 303 unsorted
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_line_cuts_a_box_and_no_slope_touches_one(seed):
+    import matplotlib.pyplot as plt
+    from matplotlib.path import Path
+
+    axes = draw_graph(random_graph(seed))
+    renderer = axes.figure.canvas.get_renderer()
+    axes.figure.canvas.draw()
+    boxes = [text.get_bbox_patch().get_window_extent(renderer) for text in axes.texts if "grad" in text.get_text()]
+    slopes = [text.get_window_extent(renderer) for text in axes.texts if "grad" not in text.get_text()]
+    assert not [s for s in slopes for box in boxes if s.overlaps(box)]
+    for line in axes.lines: # it ends inside the boxes of its own two values at most
+        path = Path(axes.transData.transform(line.get_xydata()))
+        cut = [box for box in boxes if path.intersects_bbox(box.padded(-2), filled=False)]
+        assert len(cut) <= 2
+        for box in cut:
+            near = axes.transData.inverted().transform([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+            assert min(abs(line.get_xdata()[0] - near[0]), abs(line.get_xdata()[-1] - near[0])) < 0.5
+    plt.close(axes.figure)
+
+
 def test_f_may_return_a_number_keep_a_graph_or_change_its_input():
     x, weights = double(1, 2), double(3, 4).requires_grad_()
     assert torch.allclose(numerical_gradient(lambda x: float((x**2).sum()), x), 2 * x)
@@ -101,6 +148,35 @@ def test_what_cannot_be_checked():
             gradcheck(f, x, torch.zeros(x.shape))
 
 
+def test_what_rounding_hides_gets_no_slope():
+    for x, f, text in [(torch.full((100, 1, 3), 1e3), lambda x: (x**2).sum(), "float32"), (double(1e11), lambda x: x.sin().sum(), "is x"),
+                       (double(1.0), lambda x: x.float().sin().sum(), "f gives torch.float32"), (double(1.0), lambda x: x.bfloat16().sum(), "f gives")]:
+        for look in numerical_gradient, lambda f, x: gradcheck(f, x, torch.zeros_like(x)):
+            with pytest.raises(ValueError, match=text):
+                look(f, x)
+    for h in 1e-20, 1e-16, 0.0:
+        with pytest.raises(ValueError, match="larger h"):
+            gradcheck(lambda x: x.sin().sum(), double(1.0), double(0.0), h=h)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3, 1e6, 1e9])
+def test_a_right_gradient_passes_far_from_zero(size):
+    x = size * double(0.3, 1.0, -1.7)
+    assert gradcheck(lambda x: x.sin().sum(), x, x.cos()) < 1e-8
+
+
+def test_a_constant_that_drowns_the_slope_is_named():
+    x = double(1, 2)
+    with pytest.raises(ValueError, match="leave constants out of f"):
+        gradcheck(lambda x: x.sin().sum() + 1e5, x, x.cos())
+    assert gradcheck(lambda x: 1e9 * x.sum(), x, torch.full_like(x, 1e9)) < 1e-6 # large with a slope as large
+
+
+def test_a_missing_gradient_is_named():
+    with pytest.raises(TypeError, match="has backward run"):
+        gradcheck(torch.sum, double(1, 2), None)
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_is_refused(number):
     with pytest.raises(GradientError, match=r"entry \(1,\)"):
@@ -120,3 +196,5 @@ def test_traces_of_bugs():
     assert likely_bug(right.view(4), right, 1e-6) == "right numbers in a wrong shape"
     assert likely_bug(right + 1, right, 1e-6) == likely_bug(0 * right, right, 1e-6) == likely_bug(right, 0 * right, 1e-6) == ""
     assert likely_bug(double(3.0), double(2.0), 1e-6) == "" # one number is a multiple of any other
+    assert likely_bug(double(1, 2, 3).view(1, 3), double(1, 2, 3), 1e-6) == "right numbers in a wrong shape"
+    assert "1.000005 times" in likely_bug((1 + 5e-6) * right, right, 1e-6)

@@ -191,4 +191,77 @@ def test_loss_of_the_wrong_shape_is_refused():
     logits = net(torch.randn(5, 6))
     with pytest.raises(ValueError, match="reshape"):
         binary_cross_entropy_gradient(logits, torch.ones(5))
+    with pytest.raises(ValueError, match="reshape"):
         net.backward(torch.randn(5))
+
+
+class Fails(Layer):
+    "Fails on request, as a layer does that gets ids which are none."
+
+    failing = False
+
+    def compute(self, X):
+        if self.failing:
+            raise ValueError("as asked for")
+        return X, ()
+
+    def vjp(self, dY):
+        return dY
+
+
+def test_failed_forward_leaves_no_way_back():
+    first, second = Linear(3, 2), Fails()
+    net, X = Sequential(first, second), torch.randn(4, 3)
+    net(X)
+    second.failing = True
+    with pytest.raises(ValueError, match="as asked for"):
+        net(X)
+    with pytest.raises(RuntimeError, match="no forward"):
+        net.backward(torch.ones(4, 2))
+    assert first.W.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("parameters", ["same", "float32"])
+def test_layer_norm_of_16_bits_equals_torch(dtype, parameters):
+    layer, X, R = LayerNorm(8), (300 * torch.randn(5, 8)).to(dtype), torch.randn(5, 8).to(dtype)
+    kind = dtype if parameters == "same" else torch.float32
+    layer.gamma, layer.beta = torch.randn(8).to(kind), torch.randn(8).to(kind)
+    leaves = [t.double().requires_grad_() for t in (X, layer.gamma, layer.beta)]
+    Y = F.layer_norm(leaves[0], (8,), *leaves[1:])
+    ours = [layer(X), layer.backward(R), layer.gamma.grad, layer.beta.grad]
+    theirs = [Y.detach(), *torch.autograd.grad(Y, leaves, R.double())]
+    for mine, its, like in zip(ours, theirs, (X, X, layer.gamma, layer.beta), strict=True):
+        assert mine.dtype == like.dtype
+        assert (mine.double() - its).abs().max() <= 2 * torch.finfo(like.dtype).eps * its.abs().max()
+
+
+def test_relu_passes_and_stops_blame_as_torch_does():
+    X, R = torch.tensor([-1.0, 0.0, float("nan"), 2.0, -float("inf")]), torch.tensor([float("inf"), float("nan"), 3.0, 4.0, 5.0])
+    leaf, layer = X.clone().requires_grad_(), ReLU()
+    assert_close(layer(X), F.relu(X), equal_nan=True)
+    assert_close(layer.backward(R), torch.autograd.grad(F.relu(leaf), leaf, R)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_softmax_of_16_bits_stays_in_16_bits(dtype):
+    layer, X, R = Softmax(), torch.randn(5, 8).to(dtype), torch.randn(5, 8).to(dtype)
+    leaf = X.double().requires_grad_()
+    P = F.softmax(leaf, -1)
+    for mine, its in zip((layer(X), layer.backward(R)), (P.detach(), *torch.autograd.grad(P, leaf, R.double())), strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - its).abs().max() <= 2 * torch.finfo(dtype).eps * its.abs().max()
+
+
+def test_softmax_of_large_float32_logits_keeps_its_digits():
+    z = (1e4 + torch.randn(4, 1000)).float()
+    assert_close(Softmax()(z).double(), F.softmax(z.double(), -1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("layer", [Softmax(), LayerNorm(4)], ids=lambda layer: type(layer).__name__)
+def test_whole_numbers_give_floats(layer):
+    X, R = torch.tensor([[1, 2, 3, 5]]), torch.tensor([[1, 0, 0, 2]])
+    Y, dX = layer(X), layer.backward(R)
+    assert Y.dtype == dX.dtype == torch.float64
+    assert_close(Y, layer(X.double()), rtol=1e-5, atol=1e-6)
+    assert_close(dX, layer.backward(R.double()), rtol=1e-5, atol=1e-6)

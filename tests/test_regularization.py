@@ -55,6 +55,31 @@ def test_the_worst_possible_score_is_never_best(mode, worst):
     assert stopping.should_stop and stopping.best_epoch is None
 
 
+@pytest.mark.parametrize("bad, text", [({"patience": 0}, "patience is 0"), ({"patience": math.nan}, "patience is nan"), ({"min_delta": math.nan}, "min_delta is nan")])
+def test_a_state_obeys_the_constructor_and_changes_nothing_where_it_fails(bad, text):
+    stopping = EarlyStopping(2)
+    before = stopping.state_dict()
+    with pytest.raises(ValueError, match=text):
+        stopping.load_state_dict(before | bad)
+    assert stopping.state_dict() == before
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor])
+@pytest.mark.parametrize("mode, sign", [("max", 1), ("min", -1)])
+def test_rounding_never_decides_an_exact_gain(mode, sign, number):
+    for gain in range(1, 100):
+        for start in range(101 - gain):
+            stopping = EarlyStopping(1, gain / 100, mode)
+            stopping.update(number(sign * start / 100), 1)
+            assert not stopping.update(number(sign * (start + gain) / 100), 2)
+
+
+def test_the_least_gain_counts_without_min_delta():
+    stopping = EarlyStopping(1, mode="min")
+    stopping.update(0.5, 1)
+    assert stopping.update(math.nextafter(0.5, 0), 2)
+
+
 def test_a_state_is_a_copy():
     stopping = EarlyStopping(2)
     state = stopping.state_dict()
@@ -86,6 +111,21 @@ def test_a_network_pays_through_its_parameters():
 def test_smoothing_refuses_labels_that_are_no_class(labels):
     with pytest.raises(ValueError, match="none of the 3 classes"):
         label_smoothing(torch.zeros(2, 3), labels, 0.1)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_a_masked_right_class_costs_infinitely_much_and_has_a_finite_gradient(smoothing):
+    z = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 1.0, 2.0]], requires_grad=True)
+    loss = label_smoothing(z, torch.tensor([2, 1]), smoothing)
+    loss.backward()
+    assert loss == math.inf and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("left_out", [math.nan, math.inf, -math.inf])
+def test_an_ignored_row_may_hold_anything(left_out):
+    z = torch.tensor([[0.0, 1.0, 2.0], [left_out, 0.0, 1.0]])
+    alone = label_smoothing(z[:1], torch.tensor([1]), 0.1)
+    assert label_smoothing(z, torch.tensor([1, -100]), 0.1) == alone
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, math.nan])

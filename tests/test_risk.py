@@ -137,7 +137,7 @@ def test_report_of_one_label_only_and_of_labels_that_are_text():
 
 def test_longer_sentences_are_named():
     report = split_report({"train": [["O"] * 5] * 50 + [["O"] * 6] * 50, "dev": [["O"] * 12] * 30})
-    assert report.verdicts[0] == "dev has sentences of other lengths (mean 12.0 words against 5.5 in train)"
+    assert report.verdicts[0] == "train has no length 12 (dev has 30)"
 
 
 @pytest.mark.parametrize("splits, text", [
@@ -146,3 +146,108 @@ def test_longer_sentences_are_named():
 def test_bad_splits(splits, text):
     with pytest.raises(ValueError, match=text):
         split_report(splits)
+
+
+def test_one_value_per_example():
+    pairs = [("doc0", n // 10) for n in range(100)]
+    for make in (stratified_split, group_split):
+        for bad in (pairs, np.zeros((100, 2)), [*range(99), None], [*range(99), float("nan")]):
+            with pytest.raises(ValueError, match="is not one text or number: join a pair"):
+                make(bad, [0.8, 0.2], 0)
+        assert sum(map(len, make([f"{a}/{b}" for a, b in pairs], [0.8, 0.2], 0))) == 100
+
+
+def test_tensors_are_labels_and_tags():
+    import torch
+
+    y = torch.arange(100) % 3
+    assert split_report({"train": y[:80], "dev": y[80:]}).labels == [0, 1, 2]
+    tags = [torch.tensor([0, 1, 1]), torch.tensor([0, 0])] * 30
+    assert split_report({"train": tags[:40], "dev": tags[40:]}).lengths["dev"].tolist() == [3, 2] * 10
+    assert list(map(len, stratified_split(y, [0.8, 0.2], 0))) == [80, 20]
+
+
+class Sentence:
+    "Stands for one of chapter 41."
+
+
+@pytest.mark.parametrize("examples, text", [
+    (np.eye(3)[[0, 1, 2] * 10], r"pass labels.argmax\(1\)"), (np.eye(2, dtype=bool)[[0, 1] * 10], "look like one-hot"),
+    (np.linspace(0, 1, 50), "np.digitize"), (np.linspace(0, 1, 60).reshape(30, 2), "np.digitize"),
+    ([None] * 9, "None is not one text or number"), ([Sentence()] * 9, "pass sentence.tags"), ([[["O"]]] * 9, "is not one text or number")])
+def test_what_is_no_label(examples, text):
+    with pytest.raises(ValueError, match=text):
+        split_report({"train": examples[:-3], "dev": examples[-3:]})
+
+
+def test_a_rare_tag_among_clusters_is_named():
+    rng = np.random.default_rng(8)
+
+    def sentence(rare):
+        kind = rng.choice(["ORG", "PER"])
+        return [f"B-{kind}"] * int(rng.integers(1, 20)) + ["O"] * int(rng.integers(3, 10)) + ["B-MISC"] * int(rng.random() < rare)
+
+    reports = [split_report({"train": [sentence(0.02) for _ in range(400)], "dev": [sentence(0.1) for _ in range(200)]}, 200, seed) for seed in range(10)]
+    assert sum(any("B-MISC" in verdict for verdict in report.verdicts) for report in reports) >= 9
+    assert sum(report.tests["tag"].p <= 0.05 for report in reports) < 9 # chi-square alone does not see it
+
+
+def test_a_class_that_is_lacking_by_chance_is_mentioned():
+    report = split_report({"train": [0] * 800 + [2] * 6, "dev": [0] * 100})
+    assert "no more than" in report.verdicts[0]
+    assert report.verdicts[1] == "dev has no class 2 (others have 6); chance may explain that, but dev cannot measure it"
+    many = split_report({"train": list(range(50)) * 4, "dev": [0] * 3})
+    assert "and 44 more; chance" in many.verdicts[-1]
+
+
+def test_too_few_to_tell():
+    assert "too few to tell" in split_report({"train": [0] * 3, "dev": [1] * 2}).verdicts[0]
+    assert "too few to tell" in split_report({"train": [0] * 100 + [1] * 5, "dev": [0]}).verdicts[0]
+    with pytest.raises(ValueError, match="take 39 or more"):
+        split_report({"train": [0] * 100, "dev": [1] * 100}, permutations=38)
+    assert "has no class" in split_report({"train": [0] * 100, "dev": [1] * 100}, permutations=39).verdicts[0]
+
+
+@pytest.mark.parametrize("train, dev, text", [
+    ([2000, 2], [200, 30], "dev has 130x the share of class 1 (30 of 230 against 2 of 2,002 in train)"),
+    ([50_000, 50_000], [50_600, 49_400], "dev has 0.6 points more of class 0"),
+    ([10_000, 5], [10_000, 40], "dev has 8x the share of class 1 (40 of 10,040 against 5 of 10,005 in train)")])
+def test_plain_words(train, dev, text):
+    splits = {name: np.repeat([0, 1], n) for name, n in (("train", train), ("dev", dev))}
+    assert any(verdict.startswith(text) for verdict in split_report(splits).verdicts), split_report(splits)
+
+
+def test_the_least_p():
+    report = split_report({"train": ["a"] * 50, "dev": ["b"] * 50})
+    test = report.tests["class"]
+    assert test.p == test.p_each.min() == 1 / 1001 and test.joint_p == 2 / 1001 and "(p <= 0.001)" in repr(report)
+
+
+@pytest.mark.parametrize("width", [1, 3]) # one label each is dealt by number, several are shuffled
+def test_sizes_of_the_shuffles(width):
+    sums = shuffled_sums(np.ones((60, width), int), [40, 15, 5], 20, 0)
+    assert (sums == np.array([40, 15, 5])[:, None]).all()
+
+
+def test_labels_dealt_by_number_are_those_of_shuffled_examples():
+    counts = np.repeat(np.eye(3, dtype=int), [50, 30, 20], axis=0)
+    by_number, shuffled = shuffled_sums(counts, [60, 30, 10], 4000, 0), shuffled_sums(np.hstack([counts, counts]), [60, 30, 10], 4000, 1)[..., :3]
+    n, k, total = np.array([60, 30, 10])[:, None], np.array([50, 30, 20]), 100
+    mean, variance = n * k / total, n * k * (total - k) * (total - n) / total**2 / (total - 1)
+    for sums in (by_number, shuffled):
+        assert (sums.sum(1) == k).all() and (abs(sums.mean(0) - mean) < 5 * np.sqrt(variance / 4000)).all()
+        assert (abs(sums.var(0) / variance - 1) < 0.15).all()
+
+
+def test_large_tables_take_seconds():
+    rng, begin = np.random.default_rng(9), time.perf_counter()
+    split_report({"train": rng.integers(0, 2, 160_000), "dev": rng.integers(0, 2, 40_000)})
+    split_report({"train": rng.integers(0, 1000, 16_000), "dev": rng.integers(0, 1000, 4000)})
+    assert time.perf_counter() - begin < 15
+
+
+def test_a_difference_of_lengths_only():
+    report = split_report({"train": [["O"] * n for n in range(1, 101)], "dev": [["O"] * 100] * 50})
+    assert report.tests["tag"].p == 1 and report.tests["length"].joint_p <= 0.01
+    assert report.verdicts[0] == "dev has 4x the share of length 76-100 (100.0% against 25.0% in train)"
+    assert "words, 95 %      95     100" in repr(report)

@@ -65,7 +65,7 @@ def judge_12_3(gaussian_nll): # the learner's function
     generator = torch.Generator().manual_seed(3)
     means, s, targets = torch.randn(3, 40, generator=generator, dtype=torch.float64)
     right = -torch.distributions.Normal(means, (s / 2).exp()).log_prob(targets)
-    found = torch.as_tensor(gaussian_nll(means, s, targets))
+    found = torch.as_tensor(gaussian_nll(means, s, targets), dtype=torch.float64) # a Python number is fine, too
     assert found.numel() == 1, f"one number was asked, not shape {tuple(found.shape)}"
     assert abs(float(found) - float(right.sum())) > 1e-6, "that is the sum; the mean was asked"
     assert abs(float(found) - float(right.mean())) < 1e-9, "wrong where errors and variances vary: is the error divided by its own variance?"
@@ -104,9 +104,12 @@ def judge_12_4(shares): # the learner's function
 
     batches = micro_batches()
     logits, labels = torch.cat([z for z, _ in batches]), torch.cat([y for _, y in batches])
-    right, found = cross_entropy(logits, labels), list(shares(batches))
-    assert len(found) == 3 and all(torch.as_tensor(loss).numel() == 1 for loss in found), "one scalar loss for each micro-batch was asked"
+    right, found = cross_entropy(logits, labels), shares(batches)
+    assert isinstance(found, (list, tuple)), "a list was asked, with one loss for each micro-batch"
+    assert all(isinstance(loss, torch.Tensor) for loss in found), "the losses must be tensors: a Python number (.item()) has no gradient"
+    assert len(found) == 3 and all(loss.numel() == 1 for loss in found), "one scalar loss for each micro-batch was asked"
     total = sum(found)
+    assert total.requires_grad, "the losses are cut off from the logits: they have no gradient"
     means = torch.stack([cross_entropy(z, y) for z, y in batches])
     close = {"the losses are sums: divide by the number of labels that count": right * (labels >= 0).sum(),
              "each word of a short micro-batch counts too much: do not average the means": means.mean(),
@@ -118,7 +121,8 @@ def judge_12_4(shares): # the learner's function
     parameters = [z for z, _ in batches]
     pairs = zip(torch.autograd.grad(total, parameters), torch.autograd.grad(right, parameters))
     assert all((ours - theirs).abs().max() < 1e-9 for ours, theirs in pairs), "the sum is right, but the gradients are not those of the whole batch"
-    empty = list(shares([*batches, (torch.zeros(2, 4).double(), torch.full((2,), -100))]))
+    empty = shares([*batches, (torch.zeros(2, 4).double(), torch.full((2,), -100))])
+    assert len(empty) == 4, "a micro-batch without labels needs a loss, too: 0"
     assert not any(torch.as_tensor(loss).isnan() for loss in empty), "a micro-batch without labels gives NaN; it must add 0"
     assert abs((sum(empty) - right).item()) < 1e-9, "a micro-batch without labels changes the others"
 
@@ -160,13 +164,18 @@ def judge_12_5(focal_slope): # the learner's function
 
 
 def judge_12_5_far(focal_slope): # the learner's function
-    "At logits that are very far out, and at zero."
+    "Without autograd, then at logits that are very far out, and at zero."
     import torch
 
+    try:
+        with torch.inference_mode(): focal_slope(torch.zeros(3), torch.ones(3), 2.0) # here torch keeps no record to differentiate
+    except RuntimeError as error:
+        assert "grad" not in str(error), "the slopes are right, but torch derived them: derive them on paper"
+        raise
     far = torch.tensor([1e4, -1e4, 1e4, -1e4, 0.0])
     for gamma in (0.0, 0.5, 2.0):
         found = focal_slope(far, torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0]), gamma)
-        assert found.isfinite().all(), f"not finite at a logit of 10,000 for gamma = {gamma:g}: take log q from a stable form"
+        assert found.isfinite().all(), f"not finite at a logit of 10,000 for gamma = {gamma:g}: take log q from a stable form, and cancel (1 - q) and 1 / q on paper"
         assert (found[:4] - torch.tensor([0.0, -1.0, 1.0, 0.0])).abs().max() < 1e-6, "at logits of 10,000 the slope must be 0 or 1 in size"
 
 # %% ../../nbs/solutions/12_losses.ipynb #d26558ac
@@ -212,7 +221,7 @@ QUIZ = [
                "the gradient, which becomes smaller and safer": "Equal functions have equal gradients; only overflow goes away."},
     ),
     Question(
-        "A batch loses its padding by `loss.mean() * mask`. What is wrong?",
+        "A batch loses its padding by loss.mean() * mask. What is wrong?",
         right="padding was averaged in before the mask came", why="One number times a mask cannot be undone; the mask must meet each loss before the mean.",
         wrong={"the mask should hold -100 in place of zeros": "-100 is a label by convention; a mask multiplies and holds 0 and 1.",
                "nothing, if the sum is divided by the mask's sum": "Then the mask cancels altogether, and the padded mean is what remains."},
