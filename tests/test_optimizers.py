@@ -88,7 +88,7 @@ def test_a_part_of_a_tensor_is_refused_by_the_fused_kernel_only():
 
 @pytest.mark.parametrize("params, error, text", [
     (torch.ones(2), TypeError, "write"), ([], ValueError, "generator"), ([torch.ones(1, requires_grad=True) + 1], TypeError, "leaf"),
-    (["weight"], TypeError, "leaf"), ([("weight", torch.ones(1))], TypeError, "leaf")])
+    ({torch.ones(1)}, TypeError, "no order"), ([{"params": torch.ones(2)}], TypeError, "write"), (["weight"], TypeError, "leaf"), ([("weight", torch.ones(1))], TypeError, "leaf")])
 def test_bad_parameters_are_refused(params, error, text):
     with pytest.raises(error, match=text):
         Optimizer(params)
@@ -161,6 +161,118 @@ def test_clip_gradients_equals_torch():
             assert_close(p.grad, q.grad, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("max_norm", [math.nan, -1.0, -math.inf])
+def test_a_clip_below_zero_is_refused_and_changes_nothing(max_norm):
+    p = torch.ones(2)
+    p.grad = torch.ones(2)
+    optimizer = AdamW([p], lr=0.1)
+    for work in (lambda: clip_gradients([p], max_norm), lambda: optimizer.step(max_norm)):
+        with pytest.raises(ValueError, match="max_norm must be 0 or more"):
+            work()
+    assert torch.equal(p, torch.ones(2)) and torch.equal(p.grad, torch.ones(2)) and optimizer.state == {}
+
+
+def test_a_clip_to_zero_leaves_decay_only():
+    p = torch.ones(2)
+    p.grad = torch.ones(2)
+    assert AdamW([p], lr=0.1, weight_decay=0.5).step(0.0) == pytest.approx(2**0.5)
+    assert_close(p, torch.full((2,), 0.95))
+    p.grad = torch.ones(2)
+    clip_gradients([p], 0.0)
+    assert not p.grad.any()
+
+
+@pytest.mark.parametrize("work", [gradient_norm, lambda p: clip_gradients(p, 1.0)])
+def test_one_tensor_is_no_list_of_parameters(work):
+    p = torch.ones(2, 3)
+    p.grad = torch.full((2, 3), 9.0)
+    with pytest.raises(TypeError, match=r"write \[tensor\]"):
+        work(p)
+    assert torch.equal(p.grad, torch.full((2, 3), 9.0)) and gradient_norm([p]) > 1
+
+
+@pytest.mark.parametrize("lr", [-1.0, math.nan])
+def test_a_rate_below_zero_is_refused(lr):
+    with pytest.raises(ValueError, match="lr must be 0 or more"):
+        AdamW([torch.ones(2)], lr=lr)
+    with pytest.raises(ValueError, match="lr must be 0 or more"):
+        SGD([{"params": [torch.ones(2)]}, {"params": [torch.ones(2)], "lr": lr}], lr=0.1)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("ours", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("other", [SGD, Adam, AdamW, torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_only_a_state_of_the_same_kind_is_taken(ours, other, steps):
+    theta = torch.ones(2)
+    theta.grad = torch.ones(2)
+    saved = other([theta], lr=0.1, **({"momentum": 0.9} if other.__name__ == "SGD" else {}))
+    for _ in range(steps):
+        saved.step()
+    p = torch.ones(2)
+    p.grad = torch.ones(2)
+    optimizer = ours([p], lr=0.2)
+    if ours.__name__ == other.__name__:
+        optimizer.load_state_dict(saved.state_dict())
+    else:
+        with pytest.raises(ValueError, match=f"not that of {ours.__name__}"):
+            optimizer.load_state_dict(saved.state_dict())
+        assert optimizer.state == {} and optimizer.param_groups[0]["lr"] == 0.2
+    optimizer.step()
+
+
+def test_a_state_that_is_damaged_is_refused():
+    theta, optimizer = trained(AdamW, [torch.ones(2)], lr=0.1)
+    fresh = AdamW([torch.ones(2)])
+    for key in ("exp_avg", "exp_avg_sq", "step"):
+        state = deepcopy(optimizer.state_dict())
+        del state["state"][0][key]
+        with pytest.raises(ValueError, match="not complete"):
+            fresh.load_state_dict(state)
+    for name, value in ("betas", (1.0, 1.0)), ("betas", (0.9, math.nan)), ("lr", math.nan):
+        state = deepcopy(optimizer.state_dict())
+        state["param_groups"][0][name] = value
+        with pytest.raises(ValueError, match="betas must lie in"):
+            fresh.load_state_dict(state)
+    assert fresh.state == {} and fresh.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_an_older_state_and_an_empty_one_are_taken():
+    for kind in (Adam, AdamW):
+        theta, optimizer = trained(kind, [torch.ones(2)], lr=0.1)
+        state = optimizer.state_dict()
+        assert state["param_groups"][0].pop("decoupled_weight_decay") is (kind is AdamW)
+        fresh = kind([torch.ones(2)])
+        fresh.load_state_dict(state)
+        assert fresh.param_groups[0]["lr"] == 0.1 and fresh.state_dict()["state"][0]["step"] == 1
+        fresh.load_state_dict({**state, "state": {0: {}}})
+        assert fresh.state == {}
+
+
+def test_a_part_of_a_tensor_in_the_second_group_leaves_the_first_alone():
+    first, part = torch.ones(2), torch.ones(4, 4)[:, :2]
+    first.grad, part.grad = torch.ones(2), torch.ones(4, 2)
+    optimizer = AdamW([{"params": [first]}, {"params": [part]}], lr=0.1)
+    with pytest.raises(ValueError, match="part of a larger tensor"):
+        optimizer.step()
+    assert torch.equal(first, torch.ones(2)) and not optimizer.state[first]["step"]
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.01, 100, math.nan])
+def test_warmup_is_a_share(warmup):
+    for factor in (linear_warmup, cosine):
+        with pytest.raises(ValueError, match="share of all steps"):
+            factor(0, 1000, warmup)
+
+
+def test_a_schedule_of_other_groups_is_refused():
+    p, q = torch.ones(1), torch.ones(1)
+    two = Schedule(SGD([{"params": [p]}, {"params": [q]}], lr=0.5), lambda step: 0.5)
+    one = Schedule(SGD([p], lr=0.5), lambda step: 1.0)
+    with pytest.raises(ValueError, match="1 groups, the optimizer 2"):
+        two.load_state_dict(one.state_dict())
+    assert two.count == 0 and two.highest == [0.5, 0.5]
+
+
 def test_schedules_equal_torch_s():
     theirs = torch.optim.SGD([torch.ones(1)], lr=1.0)
     torchs = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, 80)
@@ -200,6 +312,62 @@ def test_a_range_test_finds_the_decade():
     y = X @ torch.arange(10.0)[:, None]
     found = find_learning_rate(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), [(X, y)], low=1e-5, high=10)
     assert 0.03 < found.suggestion <= 10 and len(found.rates) == len(found.losses)
+
+
+def regression(rows=64):
+    "A linear model, its loss, and one batch."
+    torch.manual_seed(0)
+    model, X = torch.nn.Linear(10, 1), torch.randn(rows, 10)
+    return model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), (X, X @ torch.arange(10.0)[:, None])
+
+
+class NanBackward(torch.autograd.Function):
+    "Forward the same, backward NaN."
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * math.nan
+
+
+def test_a_range_test_where_nothing_falls_is_refused():
+    model, loss, batch = regression()
+    with pytest.raises(ValueError, match="faster than it wavers"):
+        find_learning_rate(model, lambda model, batch: 0 * loss(model, batch) + 2, [batch])
+    with pytest.raises(ValueError, match="too few"):
+        find_learning_rate(model, lambda model, batch: NanBackward.apply(loss(model, batch)), [batch])
+    noise = torch.Generator().manual_seed(1)
+    noisy = [(torch.randn(4, 10, generator=noise), torch.randn(4, 1, generator=noise)) for _ in range(100)]
+    with torch.no_grad():
+        model.weight.zero_() # the best there is
+        model.bias.zero_()
+    with pytest.raises(ValueError, match="faster than it wavers"):
+        find_learning_rate(model, loss, noisy, high=0.01)
+
+
+def test_a_range_test_leaves_model_and_random_state_alone():
+    model, loss, batch = regression()
+    model = torch.nn.Sequential(torch.nn.Dropout(0.1), model)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*batch), 32, shuffle=True)
+    before, weights = torch.get_rng_state(), deepcopy(model.state_dict())
+    find_learning_rate(model, loss, loader, high=10.0)
+    assert torch.equal(before, torch.get_rng_state())
+    assert_close(model.state_dict(), weights, rtol=0, atol=0)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_range_test_begins_the_batches_again():
+    model, loss, (X, y) = regression()
+    seen = []
+
+    def noted(model, batch):
+        seen.append(batch)
+        return loss(model, ((X, y)))
+    find_learning_rate(model, noted, ["a", "b", "c"], count=40, high=0.5)
+    assert seen == [*"abc"] * 13 + ["a"]
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ def solve_15_1():
 
 EXERCISES["15.1"] = Exercise(
     judge=sealed("15.1", 2, "04ffd237d127", {
-        "cb0e0007f537": "the distance is right; on which side of the minimum is it after an odd number of jumps?",
+        "cb0e0007f537": "the distance is right; mind on which side of the minimum it is after an odd number of jumps",
         "a1980b6742f6": "that is after two steps",
         "d2aaf6a4eb12": "that is after four steps",
         "8c0c9d2ac853": "the gradient of a bowl of curvature 4 at 5 is 4 times 5, without a factor 1/2",
@@ -87,15 +87,15 @@ def judge_15_4(adam_step): # the learner's function
     generator = torch.Generator().manual_seed(4)
     theta, m, v = torch.ones(5), torch.zeros(5), torch.zeros(5)
     other = theta.clone()
-    optimizer = torch.optim.Adam([other], lr=0.05)
+    optimizer = torch.optim.Adam([other], lr=0.05, betas=(0.8, 0.99), eps=1e-2)
     for t in range(1, 11):
         g = torch.randn(5, generator=generator) * torch.tensor([1.0, 100.0, 0.01, 1.0, 0.0])
         start, other.grad = (theta.clone(), g.clone()), g.clone()
-        new = adam_step(theta, g, m, v, t, eta=0.05)
+        new = adam_step(theta, g, m, v, t, eta=0.05, beta1=0.8, beta2=0.99, eps=1e-2)
         optimizer.step()
         assert torch.is_tensor(new), "it must return the new theta"
         assert torch.equal(theta, start[0]) and torch.equal(g, start[1]), "theta and g must not be changed in place; return a new tensor"
-        assert not new.isnan().any(), "a gradient that is always zero gives NaN: epsilon belongs to the root, inside the denominator"
+        assert not new.isnan().any(), "a gradient that is always zero gives NaN: add epsilon after the root, inside the denominator"
         for name, mine, torchs in ("m", m, "exp_avg"), ("v", v, "exp_avg_sq"):
             assert torch.allclose(mine, optimizer.state[other][torchs], rtol=1e-4, atol=1e-9), f"after step {t} the memory {name} is wrong: it must be the running mean itself, changed in place and not corrected"
         assert torch.allclose(new, other, rtol=0, atol=1e-5), f"step {t} ends elsewhere than torch.optim.Adam's"
