@@ -77,7 +77,7 @@ def flip(
     p: float = 0.5, # probability for each image
     generator: torch.Generator | None = None, # on the CPU; None: torch's global one
 ) -> torch.Tensor: # the same shape
-    "Each image mirrored, left for right, with probability p; ValueError if p is none. True only where the mirror keeps the label."
+    "Each image mirrored, left for right, with probability p; ValueError unless 0 <= p <= 1. True only where the mirror keeps the label."
     if not 0 <= p <= 1:
         raise ValueError(f"p is {p}; a probability lies between 0 and 1")
     chosen = torch.rand(len(check_images(images)), generator=generator).to(images.device) < p

@@ -14,7 +14,7 @@ import torch
 
 # %% ../nbs/13_autodiff.ipynb #db3d2989
 class Value:
-    "A number that remembers its inputs and its slopes by them; `backward` gives every number behind it its blame."
+    "A number that remembers its inputs and its slopes by them; `backward` gives its blame to every number it depends on."
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Value:
         return ordered
 
     def backward(self):
-        "Adds d self / d value to the `grad` of every value behind it, and 1 to its own."
+        "Adds d self / d value to the `grad` of every value it depends on, and 1 to its own."
         order = self.order()
         blame = dict.fromkeys(order, 0.0) | {self: 1.0}
         for node in reversed(order):

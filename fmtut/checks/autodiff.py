@@ -197,7 +197,7 @@ QUIZ = [
     ),
     Question(
         "Why must a number wait before it hands on its blame?",
-        right="users that have not spoken yet would be left out or counted again", why="Its blame is complete only when everything that uses it has contributed.",
+        right="blame would be left out, or handed on twice", why="Its blame is complete only when everything that uses it has contributed.",
         wrong={"its slopes are computed only when the loss is known": "The slopes are stored when the number is made, long before the loss.",
                "Python's recursion would otherwise become too deep": "That is about how the order is found, not about why there must be one."},
     ),
@@ -219,7 +219,7 @@ QUIZ = [
         right="the loss takes a mean, and the gradient takes a sum", why="A mean over 32 rows divides by 32, and the gradient must do it, too.",
         wrong={"the sum over the rows of the batch is missing": "Then the shape would have one axis more, and no single factor would repair it.",
                "the gradient was computed in 32 bits instead of 64": "That changes digits far behind the point, not the size.",
-               "backward was called once for each of the 32 rows": "Adding up the rows' own gradients is right for a sum; it is the division that lacks."},
+               "the gradient of one row was taken for that of the batch": "It differs entry by entry; no single factor would repair it."},
     ),
     Question(
         "The gradient of a 64 x 64 weight matrix passes a check of its shape and fails the gradient check. What would have shown the bug earlier?",

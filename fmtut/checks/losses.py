@@ -203,7 +203,7 @@ QUIZ = [
     Question(
         "Why does a regression usually minimise squared errors?",
         right="it assumes Gaussian noise of fixed width", why="Minus the logarithm of such a Gaussian is the squared error, up to a factor and a constant.",
-        wrong={"it is the only loss whose gradient is linear": "Linear slopes are pleasant, but p - y is also linear in p; the choice says something about noise.",
+        wrong={"its slope stays below 1, whatever the error": "Its slope, 2 (f - y), grows without bound; the choice says something about noise.",
                "it protects the fit against far values": "The opposite: a far value is squared, and drags the fit along.",
                "it is cheaper to compute than other losses": "The cost of a loss is rarely felt, and the absolute error costs the same."},
     ),

@@ -205,7 +205,7 @@ QUIZ = [
         "Which update is theta - eta grad - eta lambda theta, the tutorial's formula?",
         right="gradient descent with L2, which is decay there", why="The penalty's gradient is lambda theta, and plain gradient descent takes it as it is.",
         wrong={"Adam with L2, if grad means the running mean": "Adam with L2 divides lambda theta by the root of v, too; here it stands alone.",
-               "momentum with L2, if the memory is left out": "Without its memory it is no momentum; with it, lambda theta is summed up over the steps.",
+               "momentum with L2, at any value of its beta": "Only at beta = 0, where it is gradient descent; else lambda theta is summed up over the steps.",
                "AdamW exactly, as it is used in the tutorial": "AdamW's step is not eta times the gradient; only its decay term has this form."},
     ),
     Question(
