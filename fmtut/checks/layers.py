@@ -216,11 +216,11 @@ QUIZ = [
                "the bias has no input of its own to multiply": "Its slope is 1, true, but that explains the factor and not the sum."},
     ),
     Question(
-        "Forward of a linear layer takes one second of matrix products. How long do those of backward take?",
-        right="about two seconds", why="dW and dX are two products, each with the sizes of the forward one.",
-        wrong={"about one second": "That would pay for one product, but the weights and the layer before both want their gradient.",
-               "as many seconds as there are weights": "That is the price of nudging every weight; a backward pass serves all of them at once.",
-               "about half a second": "Nothing is saved on the way back: it needs two products of the same size."},
+        "Forward of a linear layer takes one GFLOP of matrix products. How many do those of backward take?",
+        right="about two", why="dW and dX are two products, each with the sizes of the forward one.",
+        wrong={"about one": "That would pay for one product, but the weights and the layer before both want their gradient.",
+               "as many as there are weights": "That is the price of nudging every weight; a backward pass serves all of them at once.",
+               "about half of one": "Nothing is saved on the way back: it needs two products of the same size."},
     ),
     Question(
         "The same number c is added to every entry of dY before it enters LayerNorm's backward, with gamma = 1. How does dX change?",
