@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from itertools import combinations
@@ -17,12 +19,14 @@ EPILOG = """examples:
   fmtut ner train --out my-tagger
   fmtut ner train --train train.conll --dev dev.conll --test test.conll --out my-tagger
   fmtut ner train --train train.conll --dev dev.conll --model bert-base-cased --out my-tagger
+  fmtut ner train --train train.conll --dev dev.conll --out my-tagger --resume
+  torchrun --nproc-per-node 2 -m fmtut ner train --train train.conll --dev dev.conll --out my-tagger
   fmtut ner evaluate --model my-tagger --data test.conll --json scores.json
   echo "Ana Okafor flew to Lund." | fmtut ner predict --model my-tagger --input - --format color
   fmtut ner inspect --train train.conll --dev dev.conll
   fmtut check-notebook handed-in/*.ipynb
 
-exit codes: 0 done, 1 an error of the run, 2 a command that cannot be meant, 130 interrupted
+exit codes: 0 done, 1 an error of the run, 2 a command that cannot be meant, 130 interrupted, 143 terminated
 """
 OURS = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "special_tokens_map.json", "vocab.txt",
         "recipe.json", "report.json", "history.json", "demo.json", "report.html", ".report.html.*"] # what a model folder holds
@@ -58,8 +62,9 @@ def add_recipe(parser):
     scratch = from_scratch()
     for field in dataclasses.fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
-        defaults = dict.fromkeys(f"{getattr(recipe, field.name):g}" for recipe in (scratch, Recipe()))
-        group.add_argument(flag, type=field.type, metavar=field.type.__name__.upper(),
+        words = field.metadata["choices"]
+        defaults = dict.fromkeys(getattr(recipe, field.name) if words else f"{getattr(recipe, field.name):g}" for recipe in (scratch, Recipe()))
+        group.add_argument(flag, type=field.type, choices=words or None, metavar=None if words else field.type.__name__.upper(),
                            help=f"{field.metadata['help']} (default {' / '.join(defaults)})")
 
 
@@ -115,7 +120,10 @@ def add_ner(commands, argv):
         train.add_argument(f"--{split}", metavar="FILE", help=f"sentences for {use}")
     train.add_argument("--model", metavar="NAME_OR_DIR", help="BERT to start from: a folder or a name on the hub (default: a small one from scratch)")
     train.add_argument("--out", metavar="DIR", required=True, help="folder for model, report.html, report.json and history.json")
-    train.add_argument("--overwrite", action="store_true", help="replace an earlier model in --out")
+    train.add_argument("--overwrite", action="store_true", help="replace an earlier model in --out, and forget an unfinished run")
+    train.add_argument("--resume", action="store_true", help="go on with the unfinished run in DIR.checkpoints, if there is one")
+    train.add_argument("--checkpoint-every", type=int, metavar="STEPS",
+                       help="steps between two checkpoints in DIR.checkpoints (default: one after each epoch; 0: none)")
     evaluate = command(commands, "evaluate", ner_evaluate, "score a tagger on a labelled file",
                        "fmtut ner evaluate --model my-tagger --data test.conll --json scores.json")
     evaluate.add_argument("--data", metavar="FILE", required=True, help="labelled sentences")
@@ -278,23 +286,63 @@ def check_notebooks(args):
     return 1 if any(row["problem"] for row in rows) else 0
 
 
+def checkpoint_folder(args):
+    "DIR.checkpoints, beside --out: that folder is touched only at the end."
+    place = Path(args.out).expanduser()
+    return place.with_name(place.name + ".checkpoints")
+
+
+def checkpoint_callbacks(args, identity):
+    "The `Checkpoint` that the flags ask for; an unfinished run is never mixed with a new one, and never forgotten without being asked."
+    from fmtut.distributed import RankCheckpoint, is_main
+
+    folder = checkpoint_folder(args)
+    if args.checkpoint_every == 0:
+        return []
+    if not args.resume and any(folder.glob("step-*")):
+        if not args.overwrite:
+            raise RunError(f"{folder}: holds an unfinished run; give --resume to go on with it, or --overwrite to forget it")
+        if is_main():
+            shutil.rmtree(folder)
+    return [RankCheckpoint(folder, args.checkpoint_every, keep=2, resume=args.resume, identity=identity)]
+
+
 def ner_train(args):
     "Everything is read and checked before training starts; --out is touched only at the end."
     if bool(args.train) != bool(args.dev):
         raise UsageError("--train and --dev go together: dev decides which epoch is kept")
     if args.test and not args.train:
         raise UsageError("--test needs --train and --dev; without files the built-in news is used")
+    if args.checkpoint_every is not None and args.checkpoint_every < 0:
+        raise UsageError(f"--checkpoint-every is {args.checkpoint_every}; give 0 for none, or the steps between two checkpoints")
+    if args.resume and args.overwrite:
+        raise UsageError("--resume goes on with an unfinished run and --overwrite forgets it; give one of them")
+    if args.resume and args.checkpoint_every == 0:
+        raise UsageError("--resume needs checkpoints; leave out --checkpoint-every 0")
     check_out(args.out, args.overwrite, "name another folder, or give --overwrite")
+    from fmtut.distributed import is_main, processes
+
+    device = choose_device(args)
+    with processes(device), open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
+        train_and_report(args, device)
+
+
+def train_and_report(args, device):
+    "The work of `ner train`, in each process that torchrun started; the first one prints and writes."
+    from fmtut.distributed import is_main
     from fmtut.evaluation import format_report
-    from fmtut.ner import FROM_SCRATCH, load_model, small_bert, train_to_folder
+    from fmtut.ner import FROM_SCRATCH, identity, load_model, small_bert, train_to_folder
     from fmtut.training import Recipe
 
     recipe = recipe_from(args, Recipe() if args.model else FROM_SCRATCH)
-    device = choose_device(args)
     splits = read_splits(args) or built_in_splits()
     model, tokenizer = load_model(args.model) if args.model else small_bert(splits["train"], recipe.seed)
+    callbacks = checkpoint_callbacks(args, identity(tokenizer, {name: splits[name] for name in ("train", "dev")}))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on {device}, {len(tokenizer):,} pieces")
-    scores = train_to_folder(model.to(device), tokenizer, splits, recipe, args.out)
+    scores = train_to_folder(model.to(device), tokenizer, splits, recipe, args.out, callbacks)
+    if not is_main():
+        return
+    shutil.rmtree(checkpoint_folder(args), ignore_errors=True)
     for name, score in scores.items():
         print(f"\n{name}\n{format_report(score)}")
     page = write_page(args, model, tokenizer, splits)
@@ -433,19 +481,26 @@ def fail(message, code):
     return code
 
 
+def stopped(args, error):
+    "What a user has to know after an interruption."
+    return "; the run is saved, --resume goes on with it" if str(error) and hasattr(args, "resume") else "; nothing that existed was changed"
+
+
 def run(args):
     "Carries out one command and turns every error into an exit code."
     try:
         code = args.run(args) or 0
         sys.stdout.flush() # here, so that a closed pipe is seen while it can be handled
         return code
-    except KeyboardInterrupt:
-        return fail("interrupted; nothing that existed was changed", 130)
+    except KeyboardInterrupt as stop:
+        return fail(f"interrupted{stopped(args, stop)}", 130)
     except BrokenPipeError: # the reader has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        if args.debug:
+    except BaseException as error:
+        if type(error).__name__ == "Terminated": # of fmtut.checkpoints, which is imported only where it is used
+            return fail(f"terminated{stopped(args, error)}", 143)
+        if args.debug or not isinstance(error, Exception):
             raise
         if isinstance(error, UsageError):
             return fail(f"{error} (see {args.parser.prog} --help)", 2)

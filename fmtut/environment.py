@@ -68,6 +68,7 @@ CHAPTERS = {chapter.number: chapter for chapter in [
     Chapter("23", "checkpoints", "The power fails at step 999: what is lost?", 90, "22"),
     Chapter("24", "scaling", "Same loop, 10x faster: what may change in the result?", 120, "22"),
     Chapter("25", "distributed", "Two machines, one model: who waits for whom?", 120, "23 24"),
+    Chapter("26", "monitoring", "It runs for ten hours: how do I see when it goes wrong?", 45, "22"),
     Chapter("31", "tokenizer", "What is a word to the model?", 120, "00"),
     Chapter("32", "bert", "What does attention compute, and is ours really BERT?", 150, "31"),
     Chapter("33", "weights", "Whose weights are these, and may I open them?", 90, "32"),

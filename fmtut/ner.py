@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['FROM_SCRATCH', 'small_tokenizer', 'label_list', 'check_labels', 'set_labels', 'labels_of', 'small_bert', 'NERDataset',
-           'word_log_probs', 'predict_tags', 'fit', 'evaluate', 'save_model', 'load_model', 'train_to_folder', 'Entity',
-           'Tagged', 'tagged', 'place_words', 'Tagger']
+           'word_log_probs', 'predict_tags', 'fit', 'evaluate', 'save_model', 'load_model', 'identity',
+           'train_to_folder', 'place_words', 'Tagger']
 
 # %% ../nbs/47_ner.ipynb #b4ce3046
 import dataclasses
+import hashlib
+import json
 import tempfile
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +22,15 @@ from torch import nn
 from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast
 
 from .alignment import encode_sentence, merge_windows, word_pieces
-from .batching import TokenDataset, pad, sorted_batches, to_device, training_batches
+from .batching import TokenDataset, pad, sorted_batches, to_device, token_loss
 from .conll import DataError, Sentence, normalise, spans, split_words
-from .decoding import viterbi_decode
+from .decoding import Tagged, tagged, viterbi_decode
+from .distributed import engine, is_main, sharded_batches, share
 from .environment import seed_everything
 from .evaluation import entity_report, report
 from .tokenizer import count_words, train_wordpiece
-from .training import History, Progress, Recipe, RecipeError, Trainer, token_loss
+from .monitoring import Progress
+from .training import Callback, History, Recipe, RecipeError, Trainer
 from .uncertainty import data_warnings
 from .weights import ModelError, load_pretrained, save_pretrained
 
@@ -52,9 +58,8 @@ def check_labels(
     for sentence in sentences:
         for name, start, _ in spans(sentence.tags):
             if f"B-{name}" not in labels or f"I-{name}" not in labels:
-                known = ", ".join(sorted({label[2:] for label in labels} - {""})) or "none"
                 raise DataError(f"{sentence.where(start)}: tag {sentence.tags[start]} is of a type that the model does not have "
-                                f"({known}); train on data that has it, or correct the file")
+                                f"({', '.join(sorted({label[2:] for label in labels} - {''})) or 'none'}); train on data that has it, or correct the file")
 
 # %% ../nbs/47_ner.ipynb #db676d39
 def set_labels(model: BertForTokenClassification, labels: list[str]): # changed in place; in the order of the outputs
@@ -149,27 +154,27 @@ def fit(
     train: list[Sentence], # tags in any scheme
     dev: list[Sentence], # decides when to stop, by entity F1
     recipe: Recipe = Recipe(), # of the run
+    callbacks: Iterable[Callback] = (), # more of them, such as chapter 23's `Checkpoint`
 ) -> History:
-    "Trains a tagger. Prints the scheme of each file, warnings, and a line for each epoch."
+    "Trains a tagger, in each process that torchrun started its share. Prints the scheme of each file, warnings, and a line for each epoch."
     if not train or not dev:
         raise DataError(f"{'dev' if train else 'train'}: 0 sentences")
     if recipe.max_length > model.config.max_position_embeddings:
         raise RecipeError(f"max_length is {recipe.max_length}; the model has {model.config.max_position_embeddings} positions, give no more")
     train, dev = normalise(train, "train"), normalise(dev, "dev")
     seed_everything(recipe.seed)
-    labels = label_list(train)
-    if not set(labels) <= set(model.config.id2label.values()):
-        set_labels(model, labels)
+    if not set(label_list(train)) <= set(model.config.id2label.values()):
+        set_labels(model, label_list(train))
     check_labels(dev, labels_of(model))
     tokenizer.model_max_length = recipe.max_length
     dataset = NERDataset(train, tokenizer, labels_of(model), recipe.max_length)
     unread = f"warning: {dataset.unread_words} training words give no piece and are read as [UNK]"
     for line in data_warnings(train, dev) + [unread] * bool(dataset.unread_words):
         print(line)
-    batches = training_batches(dataset, recipe.batch_size, recipe.seed, tokenizer.pad_token_id)
+    batches = sharded_batches(dataset, recipe.batch_size, recipe.seed, tokenizer.pad_token_id)
     words, tags = [sentence.words for sentence in dev], [sentence.tags for sentence in dev]
-    trainer = Trainer(model, token_loss, batches, recipe, [Progress()])
-    history = trainer.fit(lambda model: entity_report(tags, predict_tags(model, tokenizer, words))["micro"]["f1"])
+    trainer = Trainer(model, token_loss, batches, recipe, [*engine(recipe), *[Progress()] * is_main(), *callbacks])
+    history = trainer.fit(lambda model: entity_report(tags, share(words, partial(predict_tags, model, tokenizer)))["micro"]["f1"])
     if trainer.stopping.best_score <= 0:
         print("warning: no dev entity was found in any epoch; try more epochs, another learning_rate, or more data")
     return history
@@ -186,7 +191,7 @@ def evaluate(
         raise DataError(f"{name}: 0 sentences")
     check_labels(sentences, labels_of(model))
     sentences = normalise(sentences, name)
-    return report([s.tags for s in sentences], predict_tags(model, tokenizer, [s.words for s in sentences]))
+    return report([s.tags for s in sentences], share([s.words for s in sentences], partial(predict_tags, model, tokenizer)))
 
 # %% ../nbs/47_ner.ipynb #8e4b9efc
 def save_model(
@@ -210,70 +215,41 @@ def load_model(
     return model, tokenizer
 
 # %% ../nbs/47_ner.ipynb #4c06fac6
+def identity(
+    tokenizer, # the model's
+    splits: dict[str, list[Sentence]], # "train", "dev", ...
+) -> dict: # plain values
+    "What a run must not change when it goes on: a hash of the vocabulary and of each split."
+    def sha256(value): return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    pieces = sha256(sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]))
+    return {"tokenizer": pieces} | {name: sha256([[s.words, s.tags] for s in sentences]) for name, sentences in splits.items()}
+
+# %% ../nbs/47_ner.ipynb #d232f2f3
 def train_to_folder(
     model: BertForTokenClassification, # trained in place
     tokenizer, # the model's
     splits: dict[str, list[Sentence]], # "train", "dev" and perhaps "test"
     recipe: Recipe, # of the run
     folder: str | Path, # replaced if it exists, once all is done
+    callbacks: Iterable[Callback] = (), # more of them, such as chapter 23's `Checkpoint`
     **documents: dict, # more JSON files for the folder
 ) -> dict: # "dev" and perhaps "test": reports, as in report.json
-    "Trains, scores dev and test, and writes model, report.json and history.json."
+    "Trains, scores dev and test, and writes model, report.json and history.json; of several processes the first one writes."
     for name in splits.keys() - {"train"}:
         check_labels(splits[name], label_list(splits["train"]))
-    history = fit(model, tokenizer, splits["train"], splits["dev"], recipe)
+    history = fit(model, tokenizer, splits["train"], splits["dev"], recipe, callbacks)
     scores = {name: evaluate(model, tokenizer, sentences, name) for name, sentences in splits.items() if name != "train"}
-    save_model(model, tokenizer, recipe, folder, report=scores, history=dataclasses.asdict(history), **documents)
+    if is_main():
+        save_model(model, tokenizer, recipe, folder, report=scores, history=dataclasses.asdict(history), **documents)
     return scores
 
-# %% ../nbs/47_ner.ipynb #d232f2f3
-@dataclasses.dataclass(frozen=True)
-class Entity:
-    "A name: its type, its text, its words and characters (ends exclusive), and a confidence from 0 to 1."
-
-    type: str
-    text: str
-    start_word: int
-    end_word: int
-    start: int
-    end: int
-    confidence: float
-
-# %% ../nbs/47_ner.ipynb #d9d97779
-@dataclasses.dataclass(frozen=True)
-class Tagged:
-    "A text with its words, an IOB2 tag for each, and its entities."
-
-    text: str
-    words: list[str]
-    tags: list[str]
-    entities: list[Entity]
-
-# %% ../nbs/47_ner.ipynb #ba9a08e0
-def tagged(
-    text: str, # the original string
-    placed: list[tuple[str, int, int]], # its words with offsets
-    log_probs: np.ndarray, # shape (words, labels)
-    labels: list[str], # of the model
-) -> Tagged:
-    "Decodes one sentence and gives each entity its offsets and its confidence."
-    chosen = viterbi_decode(log_probs, labels)
-    tags = [labels[number] for number in chosen]
-    logs = log_probs[range(len(chosen)), chosen].astype(float) if chosen else []
-    entities = [
-        Entity(name, text[placed[first][1]:placed[last - 1][2]], first, last, placed[first][1], placed[last - 1][2],
-               float(np.exp(sum(logs[first:last]))))
-        for name, first, last in spans(tags)
-    ]
-    return Tagged(text, [word for word, _, _ in placed], tags, entities)
-
-# %% ../nbs/47_ner.ipynb #f79d9f3a
+# %% ../nbs/47_ner.ipynb #8f4465f7
 def place_words(words: list[str]) -> list[tuple[str, int, int]]: # of one sentence
     "(word, start, end) of words joined by single blanks."
     ends = np.cumsum([len(word) + 1 for word in words], dtype=int).tolist()
     return [(word, end - 1 - len(word), end - 1) for word, end in zip(words, ends)]
 
-# %% ../nbs/47_ner.ipynb #af845c4f
+# %% ../nbs/47_ner.ipynb #852a7554
 class Tagger:
     "Finds names in text with a saved model that was trained on IOB2 tags."
 

@@ -158,7 +158,8 @@ class Adam(Optimizer):
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor: # those without a gradient do not count
     "Euclidean norm of all gradients together."
     grads = [p.grad for p in with_gradient(parameters)]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.tensor(0.0)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.tensor(0.0)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm # of a model that is spread over processes (chapter 25)
 
 # %% ../nbs/15_optimizers.ipynb #d146de61
 @torch.no_grad()
@@ -197,12 +198,12 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
     @torch.no_grad()
-    def step(self, max_norm: float = math.inf) -> torch.Tensor:
+    def step(self, max_norm: float = math.inf, valid: bool | torch.Tensor = True) -> torch.Tensor: # valid, on the device: False forbids the update
         "One update, gradients clipped to `max_norm` (and left so); returns their norm before, and changes nothing if that is not finite."
         if not max_norm >= 0:
             raise ValueError(f"max_norm must be 0 or more, not {max_norm}")
         norm = gradient_norm(self.parameters())
-        finite = norm.isfinite().float()
+        finite = (norm.isfinite() & valid).float()
         shrink = ((norm + 1e-6) / max_norm).clamp(min=1).float() # the kernel divides the gradients by this
         if norm.device.type == "cpu" and shrink == 1:
             shrink = None # saves writing the gradients: a comparison is free here, but on a GPU it would wait

@@ -209,7 +209,7 @@ def test_program_is_called_as_it_can_be(monkeypatch, tmp_path):
 
 def test_color_marks_entities():
     from fmtut.cli import color
-    from fmtut.ner import Entity, Tagged
+    from fmtut.decoding import Entity, Tagged
 
     result = Tagged("Ana ran", ["Ana", "ran"], ["B-PER", "O"], [Entity("PER", "Ana", 0, 1, 0, 3, 0.9)])
     assert color(result, codes=False) == "[Ana PER] ran"
@@ -314,7 +314,7 @@ def test_real_files_are_read_as_they_lie(fmtut, shared):
 @pytest.mark.slow
 def test_ctrl_c_gives_130_and_leaves_nothing(corpus, tmp_path):
     out = tmp_path / "out"
-    child = process("ner", "train", "--train", corpus, "--dev", corpus, "--out", out, "--epochs", 100_000, "--patience", 100_000,
+    child = process("ner", "train", "--train", corpus, "--dev", corpus, "--out", out, "--epochs", 100_000, "--patience", 100_000, "--checkpoint-every", 0,
                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background job ignores it
     for line in child.stdout:
         if line.startswith(b"epoch 2/"):
@@ -374,7 +374,7 @@ def test_progress_bar_on_a_terminal(corpus, tmp_path):
     pexpect = pytest.importorskip("pexpect")
     child = pexpect.spawn(sys.executable, ["-m", "fmtut", "ner", "train", "--train", str(corpus), "--dev", str(corpus),
                                            "--out", str(tmp_path / "out"), "--epochs", "300"], timeout=120, dimensions=(24, 120))
-    child.expect(r"\d+/300 \[\d+:\d+<\d+:\d+, .*loss \d\.\d+, [\d,]+ tokens/s")
+    child.expect(r"\d+/300 \[\d+:\d+<\d+:\d+, .*loss \d\.\d+, norm \d+\.\d+, [\d,]+ tokens/s")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
@@ -409,3 +409,74 @@ def test_check_notebook_leaves_the_teachers_progress_alone(fmtut, tmp_path, monk
     before = sorted(tmp_path.iterdir())
     assert fmtut("check-notebook", notebook)[0] == 0
     assert sorted(tmp_path.iterdir()) == before
+
+
+def cut_short(arguments, number, moment):
+    "Runs the command, sends it a signal at the first line that starts with `moment`; exit code and all it wrote."
+    child = process(*arguments, text=True)
+    lines = []
+    for line in child.stdout:
+        lines.append(line)
+        if line.startswith(moment):
+            child.send_signal(number)
+            moment = "never again"
+    return child.wait(60), "".join(lines) + child.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(fmtut, corpus, tmp_path, number, code):
+    arguments = ["ner", "train", "--train", corpus, "--dev", corpus, "--epochs", 40, "--patience", 40]
+    assert fmtut(*arguments, "--out", tmp_path / "straight")[0] == 0
+    cut = [*arguments, "--out", tmp_path / "cut"]
+    found, printed = cut_short([*cut, "--checkpoint-every", 7], number, "epoch 3/")
+    assert found == code and "the run is saved, --resume goes on with it" in printed and not (tmp_path / "cut").exists()
+    found, _, err = fmtut(*cut)
+    assert found == 1 and "holds an unfinished run; give --resume to go on with it, or --overwrite to forget it" in err
+    found, _, err = fmtut(*cut, "--resume", "--seed", 3)
+    assert found == 1 and "recipe.seed is 3, was 0" in err
+    found, printed, err = fmtut(*cut, "--resume")
+    assert found == 0 and "epoch 40/40" in printed and "epoch 1/40" not in printed, err
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "straight/model.safetensors").read_bytes()
+    assert not (tmp_path / "cut.checkpoints").exists() # it has served
+
+
+@pytest.mark.slow
+def test_overwrite_forgets_an_unfinished_run(fmtut, corpus, tmp_path):
+    arguments = ["ner", "train", "--train", corpus, "--dev", corpus, "--epochs", 3, "--out", tmp_path / "out"]
+    (tmp_path / "out.checkpoints/step-00000001-epoch-00001").mkdir(parents=True)
+    code, printed, err = fmtut(*arguments, "--overwrite")
+    assert code == 0 and "epoch 1/3" in printed, err
+
+
+@pytest.mark.parametrize("flags, text", [
+    (["--resume", "--overwrite"], "--resume goes on with an unfinished run and --overwrite forgets it; give one of them"),
+    (["--resume", "--checkpoint-every", 0], "--resume needs checkpoints; leave out --checkpoint-every 0"),
+    (["--checkpoint-every", -1], "--checkpoint-every is -1; give 0 for none, or the steps between two checkpoints"),
+    (["--precision", "fp8"], "invalid choice: 'fp8'"), (["--accumulate", 0], "--accumulate is 0"),
+], ids=lambda value: "" if isinstance(value, str) else " ".join(map(str, value)))
+def test_flags_of_a_long_run(fmtut, tmp_path, flags, text):
+    code, _, err = fmtut("ner", "train", "--out", tmp_path / "out", *flags)
+    assert code == 2 and text in err
+
+
+@pytest.mark.slow
+def test_accumulation_changes_no_result(fmtut, corpus, tmp_path):
+    losses = []
+    for parts in 1, 2:
+        out = tmp_path / f"out{parts}"
+        code, _, err = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--epochs", 2, "--out", out, "--accumulate", parts, "--checkpoint-every", 0)
+        assert code == 0 and not (tmp_path / f"out{parts}.checkpoints").exists(), err
+        losses.append(json.loads((out / "history.json").read_text())["steps"][0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.2) # dropout draws differ; chapter 24 tests equality without it
+
+
+@pytest.mark.slow
+def test_torchrun_needs_no_other_flags(corpus, tmp_path):
+    "Two processes: one report, one folder, a tagger that can be used."
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fmtut", "ner", "train",
+                 "--train", str(corpus), "--dev", str(corpus), "--out", str(tmp_path / "out"), "--epochs", "3"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("epoch 3/3") == 1 and done.stdout.count("tag a text:") == 1
+    assert (tmp_path / "out/model.safetensors").is_file() and not (tmp_path / "out.checkpoints").exists()

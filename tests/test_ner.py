@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForTokenClassification
 
 from fmtut.conll import DataError, Sentence, split_words
+from fmtut.decoding import Entity, Tagged, tagged
 from fmtut.ner import (
-    Entity,
     NERDataset,
-    Tagged,
     Tagger,
     evaluate,
     fit,
@@ -24,7 +23,6 @@ from fmtut.ner import (
     set_labels,
     small_bert,
     small_tokenizer,
-    tagged,
     train_to_folder,
     word_log_probs,
 )

@@ -245,12 +245,12 @@ EXERCISES["22.5"] = Exercise(
 # %% ../../nbs/solutions/22_training.ipynb #435dd349
 QUIZ = [
     Question(
-        "A loop never calls zero_grad. What does weight.grad hold at step t?",
-        right="The sum of the gradients of all steps up to t",
-        why="backward adds to weight.grad and never overwrites it. So old gradients push for ever, like a spring without friction.",
+        "Why does the Trainer not ask `if loss.isfinite():` before a step?",
+        right="The question would make Python wait for the device",
+        why="The answer is a number on the device, and Python gets it only when the queue is empty. `torch.where` decides there, and nobody waits.",
         wrong={
-            "The gradient of step t, since backward overwrites it": "backward adds. That is on purpose: one step may collect the gradients of several batches.",
-            "The mean of the gradients of all steps up to t": "Nothing divides by the number of steps, so the pushes grow. A mean would only be slow.",
+            "The loss of a bad batch is finite in most cases": "Most cases are no help to the night that meets the other. The Trainer does look at the loss, only without an `if`.",
+            "The gradient's norm is NaN whenever the loss is": "A loss can be infinite while its gradients are finite. Both are checked, and both on the device.",
         },
     ),
     Question(
@@ -282,12 +282,12 @@ QUIZ = [
         },
     ),
     Question(
-        "after_fit of one callback raises an error. What about the after_fit of the callbacks after it?",
-        right="They run, and the error is raised afterwards",
-        why="All after_fit calls lie on an ExitStack, which runs each of them and then lets the error through.",
+        "A callback raises CancelFit in after_step, in the middle of the second epoch. What comes next?",
+        right="The epoch is scored and gets its row, then after_fit is called",
+        why="The epoch ends here and was the last. So its score counts, and the best weights come back as after any other run.",
         wrong={
-            "They do not run, and the error is raised at once": "That is what a bare for loop would do. Then a hook or an open bar would be left behind.",
-            "They run, and the error is swallowed": "A swallowed error would look like a good night. The stack lets it through at the end.",
+            "The exception leaves fit, and after_fit is never called": "fit catches its own exception. And after_fit lies on an ExitStack: it runs even after an error.",
+            "The rest of the epoch is trained, then after_fit is called": "The batches that are left are left out. A time budget that is over could not wait for them.",
         },
     ),
     Question(
