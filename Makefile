@@ -1,6 +1,7 @@
 # make ner    train, evaluate and try a named-entity tagger
 # make test   every check this project has
 # make lab    the course in JupyterLab, from its start page
+# make bench  fmtut timed against other training loops (under 20 minutes; ARGS="--threads 2")
 # The first call builds .venv; nothing else has to be installed by hand.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: ner test check lab setup badges picture clean
+.PHONY: ner test check lab bench setup badges picture clean
 .DEFAULT_GOAL := ner
 
 ner: .venv/.ok
@@ -28,6 +29,11 @@ check: .venv/.ok
 
 lab: .venv/.ok
 	jupyter lab --notebook-dir=. nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# One thing at a time: with other programs at work it refuses (ARGS=--force: a provisional table).
+bench: .venv/.ok
+	@python -c 'import accelerate' 2>/dev/null || python -m pip install -q --disable-pip-version-check --use-pep517 -e ".[bench]"
+	@python benchmarks/run.py $(ARGS)
 
 setup: .venv/.ok
 

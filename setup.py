@@ -28,7 +28,7 @@ setup(
     packages=find_packages(include=["fmtut", "fmtut.*"]),
     package_data={"fmtut": ["results/*.json", "models/*/*"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "bench")},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

@@ -16,14 +16,11 @@ A ratio below 1 means that fmtut is faster. Ratios are taken round by round; the
 import argparse
 import math
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from common import compare, cpu_name, load_average, quartiles, refuse_unequal
 
 from fmtut.losses import cross_entropy
 from fmtut.optimizers import AdamW
@@ -40,23 +37,6 @@ class Arms(NamedTuple):
     results: Callable # runs both once; pairs of weights, then pairs of losses and gradients
 
 
-def refuse_unequal(name: str, weights: list[tuple], others: list[tuple]):
-    "Ends the script if the two sides do not agree; a NaN never agrees."
-    worst = max((float((a - b).abs().max()) for a, b in weights), default=0.0, key=lambda gap: (gap != gap, gap))
-    relative = max((float((a - b).norm() / b.norm()) for a, b in others), default=0.0, key=lambda gap: (gap != gap, gap))
-    if not (worst <= 1e-6 and relative <= 1e-6):
-        raise SystemExit(f"{name}: fmtut and torch disagree, weights by {worst:.1e}, losses or gradients by {relative:.1e} of their norm; not timed")
-
-
-def cpu_name() -> str:
-    "The processor as the system calls it."
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def bert_shapes(layers: int, vocabulary: int, width: int) -> list[tuple[int, ...]]:
     "Shapes of all parameters: embeddings, layers, a head for nine tags."
     layer = [(width, width), (width,)] * 4 + [(width,)] * 2 + [(4 * width, width), (4 * width,), (width, 4 * width), (width,)] + [(width,)] * 2
@@ -70,26 +50,6 @@ def make_tensors(shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
     for p in made:
         p.grad = 0.01 * torch.randn(p.shape, generator=generator)
     return made
-
-
-def seconds(work: Callable[[], object], prepare: Callable[[], object]) -> float:
-    "Wall-clock time of one call of `work`, after `prepare`, which does not count."
-    prepare()
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def compare(ours: Callable, theirs: Callable, prepare: Callable, rounds: int) -> tuple[list[float], float, float]:
-    "The ratio of each round A-B-B-A, and the median seconds of both, after one round to warm up."
-    ratios, times = [], ([], [])
-    for turn in range(rounds + 1):
-        first, second, third, fourth = (seconds(work, prepare) for work in (ours, theirs, theirs, ours))
-        if turn:
-            ratios.append((first + fourth) / (second + third))
-            times[0].extend((first, fourth))
-            times[1].extend((second, third))
-    return ratios, statistics.median(times[0]), statistics.median(times[1])
 
 
 def optimizer_arms(shapes: list[tuple[int, ...]], max_norm: float) -> Arms:
@@ -152,10 +112,10 @@ def main():
         parser.error("at least 2 rounds and 1 thread")
     shapes = bert_shapes(1, 100, 16) if args.small else bert_shapes(6, 30522, 384)
     rows, classes = (64, 32) if args.small else (4096, 8192)
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    load = "" if load_average() is None else f", load {load_average():.1f}"
     print(f"{cpu_name()}, {os.cpu_count()} cores{load}, torch {torch.__version__}, {args.rounds} rounds")
     print(f"{len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million weights; logits {rows} x {classes}")
-    print(f"{'threads':>7}  {'measured':31} {'ratio':>5}  {'quartiles':11}  {'fmtut ms':>8}  {'torch ms':>8}")
+    print(f"{'threads':>7}  {'measured':31} {'ratio':>7}  {'quartiles':11}  {'fmtut ms':>8}  {'torch ms':>8}")
     for threads in args.threads:
         torch.set_num_threads(threads)
         cases = {f"AdamW, the clip {name}": (lambda limit=limit: optimizer_arms(shapes, limit)) for name, limit in LENGTHS.items()}
@@ -164,8 +124,8 @@ def main():
             arms = make()
             refuse_unequal(name, *arms.results())
             ratios, mine, torchs = compare(arms.ours, arms.theirs, arms.prepare, args.rounds)
-            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            print(f"{threads:7}  {name:31} {middle:5.2f}  {low:.2f} - {high:.2f}  {mine * 1e3:8.1f}  {torchs * 1e3:8.1f}", flush=True)
+            low, middle, high = quartiles(ratios)
+            print(f"{threads:7}  {name:31} {middle:7.2f}  {low:.2f} - {high:.2f}  {mine * 1e3:8.1f}  {torchs * 1e3:8.1f}", flush=True)
 
 
 if __name__ == "__main__":
