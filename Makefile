@@ -33,7 +33,7 @@ lab: .venv/.ok
 # One thing at a time: with other programs at work it refuses (ARGS=--force: a provisional table).
 bench: .venv/.ok
 	@python -c 'import accelerate' 2>/dev/null || python -m pip install -q --disable-pip-version-check --use-pep517 -e ".[bench]"
-	@python benchmarks/run.py $(ARGS)
+	@python benchmarks/measure.py $(ARGS)
 
 setup: .venv/.ok
 

@@ -1,6 +1,7 @@
 "Settings that every test needs, before anything imports transformers or torch."
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -8,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2") # the tests are made for two cores
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: # a shell's background job ignores Ctrl-C, and children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

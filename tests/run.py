@@ -195,6 +195,7 @@ if __name__ == "__main__":
     if sys.argv[1:] not in (["check"], ["test"]):
         sys.exit("usage: python tests/run.py check|test")
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and children inherit that
     try:
         sys.exit(main(sys.argv[1]))
     except KeyboardInterrupt:

@@ -77,12 +77,12 @@ def test_one_bad_tensor_among_many_is_enough(script, bad):
                 script.refuse_unequal("bad", weights, others)
 
 
-# --- run.py
+# --- measure.py
 
 @pytest.mark.slow
 def test_the_whole_benchmark_runs_at_tiny_sizes_and_writes_nothing():
     written = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.suffix in {".json", ".md"}}
-    done = run("run.py", "--small")
+    done = run("measure.py", "--small")
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split() and line.split()[0] in NAMES}
     assert sorted(lines) == sorted(NAMES), done.stdout + done.stderr
     missing = [name for name, line in lines.items() if "not measured" in line]
@@ -96,7 +96,7 @@ def test_the_whole_benchmark_runs_at_tiny_sizes_and_writes_nothing():
 
 
 def test_a_failed_gate_is_not_timed(load, monkeypatch):
-    runner, rows, work = load("run"), load("rows"), load("work")
+    runner, rows, work = load("measure"), load("rows"), load("work")
     monkeypatch.setitem(runner.ROWS, "optimizer_vs_torch", lambda setting: pytest.fail("was timed"))
     monkeypatch.setattr(runner, "finetune", lambda setting: pytest.fail("was timed"))
     gates = {name: {"passed": False, "why": "they differ"} for name in ("exactness", "invariance", "optimizer")}
@@ -150,7 +150,7 @@ def test_the_sentences_have_the_lengths_of_news(load):
 
 
 def test_a_noisy_machine_is_refused_unless_forced(load, monkeypatch):
-    runner = load("run")
+    runner = load("measure")
     monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(runner.ForeignLoad, "cores", lambda watch: 0.7)
     with pytest.raises(SystemExit, match="0.70 cores"):
@@ -159,7 +159,7 @@ def test_a_noisy_machine_is_refused_unless_forced(load, monkeypatch):
 
 
 def result(**changes) -> dict:
-    "A result as run.py writes it."
+    "A result as measure.py writes it."
     rows = [{"name": name, "ratio": 1.0, "low": 0.9, "high": 1.1, "unit": "", "gates": {}, "raw": {}} for name in NAMES]
     versions = dict.fromkeys(["python", "torch", "transformers", "accelerate"], "1.0")
     return {"date": "2026-01-01", "machine": {"cpu": "a processor", "cores": 2, "gpu": None}, "versions": versions, "rounds": 5, "threads": 1, "clock": "cpu",
@@ -181,7 +181,7 @@ def test_the_table_is_written_between_its_marks(load, tmp_path):
 
 
 def test_a_second_run_of_one_row_keeps_the_others(load, monkeypatch, tmp_path):
-    runner = load("run")
+    runner = load("measure")
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     runner.write(result())
     runner.write(result(rows=[{"name": "save_cost", "ratio": 1.4, "low": 1.3, "high": 1.5}]))

@@ -1,9 +1,9 @@
 """Times fmtut against Hugging Face's Trainer, a plain loop and PyTorch's optimizer; writes results/*.json and the table of README.md.
 
-    python benchmarks/run.py                # what `make bench` does: 5 rounds, one thread
-    python benchmarks/run.py --threads 2    # wall-clock time
-    python benchmarks/run.py --only memory_vs_hf weak_scaling_2
-    python benchmarks/run.py --small        # tiny sizes, to see that all of it runs; writes nothing
+    python benchmarks/measure.py                # what `make bench` does: 5 rounds, one thread
+    python benchmarks/measure.py --threads 2    # wall-clock time
+    python benchmarks/measure.py --only memory_vs_hf weak_scaling_2
+    python benchmarks/measure.py --small        # tiny sizes, to see that all of it runs; writes nothing
 
 Gates come first: what is not equal is not timed. On a machine with a GPU everything runs there, and the file is named after it.
 """
@@ -133,7 +133,7 @@ def main():
     load["foreign_cores"] = watch.cores()
     noisy = not args.small and load["foreign_cores"] is not None and load["foreign_cores"] > FOREIGN
     result = {
-        "date": datetime.date.today().isoformat(), "command": "python " + " ".join(["benchmarks/run.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(), "command": "python " + " ".join(["benchmarks/measure.py", *sys.argv[1:]]),
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if device() == "cuda" else None},
         "versions": versions("torch", "transformers", "accelerate", "tokenizers", "numpy", "fmtut"), "threads": args.threads, "clock": clock_name,
         "rounds": args.rounds, "work": work._asdict(), "load": load, "forced": noisy or (load["foreign_cores_before"] or 0) > FOREIGN, "gates": gates, **details, "rows": rows,
