@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import statistics
-import time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("task", choices=["memory", "invariance", "weak"])
@@ -44,22 +43,12 @@ def weak_scaling(work, rounds: int, steps: int) -> dict:
     "Seconds of a step: one process alone, and all of them, with as many rows each; A-B-B-A."
     import torch
     import torch.distributed as dist
-    from work import device, make_model
+    from common import wall_clock
+    from work import Stamps, make_model
 
     from fmtut.batching import token_loss
     from fmtut.distributed import Distributed, rank, world_size
-    from fmtut.training import Callback, Recipe, Trainer
-
-    class Stamps(Callback):
-        "Notes when each step is done."
-
-        def __init__(self):
-            self.times = []
-
-        def after_step(self, trainer):
-            if device() == "cuda":
-                torch.cuda.synchronize()
-            self.times.append(time.perf_counter())
+    from fmtut.training import Recipe, Trainer
 
     def batches(rows: int) -> list[dict]:
         "Full rows of 24 pieces, so that no process has more to do than another."
@@ -71,7 +60,7 @@ def weak_scaling(work, rounds: int, steps: int) -> dict:
         dist.barrier()
         if not together and rank():
             return 0.0
-        stamps = Stamps()
+        stamps = Stamps(wall_clock)
         rows = work.batch_size * (world_size() if together else 1)
         Trainer(model, token_loss, batches(rows), Recipe(epochs=1), [stamps, *([Distributed()] if together else [])]).fit()
         return statistics.median(after - before for before, after in zip(stamps.times[1:], stamps.times[2:]))

@@ -11,7 +11,12 @@ from collections.abc import Callable
 import torch
 from common import refuse_unequal, run_child
 from optimizer import bert_shapes, optimizer_arms
-from work import Work, arms, fmtut_arm, make_model, make_sentences, missing_reason, set_seed
+from work import StopAfter, Work, arms, fmtut_arm, make_model, make_sentences, missing_reason, set_seed, size_flag
+
+from fmtut.batching import token_loss, training_batches
+from fmtut.checkpoints import Checkpoint, latest, load
+from fmtut.distributed import engine
+from fmtut.training import Recipe, Trainer
 
 LOSSES, WEIGHTS, CUTS = 1e-4, 1e-5, 1e-5 # relative, absolute, relative
 STEPS, PARTS = 20, (1, 2, 4, 8)
@@ -65,10 +70,8 @@ def one_step(work: Work, parts: int = 1) -> dict:
 @closed
 def invariance(work: Work) -> dict:
     "The same batch in 1, 2, 4, 8 parts and in 2 processes: the same loss and gradient norm."
-    from fmtut import distributed, scaling # noqa: F401  missing is failed
-
     rows = {f"{parts} parts": one_step(work, parts) for parts in PARTS}
-    rows["2 processes"] = run_child("invariance", *(["--small"] if work.width < 100 else []), processes=2)
+    rows["2 processes"] = run_child("invariance", *size_flag(work), processes=2)
     whole = rows["1 parts"]
     gap = max(worst([(row[name], whole[name]) for row in rows.values()]) for name in ("loss", "gradient_norm"))
     return {"passed": gap <= CUTS, "gap": gap, "ways": list(rows)} | ({} if gap <= CUTS else {"why": f"loss or gradient norm differ by {gap:.1e}"})
@@ -88,8 +91,6 @@ def optimizer(work: Work) -> dict:
 @closed
 def restored(work: Work) -> dict:
     "What a checkpoint holds is what the run had: weights and AdamW's means, bit for bit."
-    from fmtut.checkpoints import Checkpoint, latest, load
-
     with tempfile.TemporaryDirectory() as folder:
         trainer = trained(work)
         Checkpoint(folder).write(trainer)
@@ -97,21 +98,16 @@ def restored(work: Work) -> dict:
     now = trainer.state_dict()
     same = [torch.equal(state["model"][name].cpu(), value.cpu()) for name, value in now["model"].items()]
     for number, kept in now["optimizer"]["state"].items():
-        saved = state["optimizer"]["state"]
-        saved = saved[number] if number in saved else saved[str(number)]
+        saved = state["optimizer"]["state"][str(number)] # a key of JSON
         same += [torch.equal(torch.as_tensor(saved[name]).cpu(), value.cpu()) for name, value in kept.items()]
     return {"passed": all(same), "tensors": len(same)} | ({} if all(same) else {"why": f"{same.count(False)} of {len(same)} tensors came back changed"})
 
 
-def trained(work: Work):
+def trained(work: Work) -> Trainer:
     "A Trainer that has taken two steps."
-    from fmtut.batching import token_loss, training_batches
-    from fmtut.training import Recipe, Trainer
-    from work import StopAfter, library_callbacks
-
     recipe = Recipe(epochs=1, batch_size=work.batch_size)
     batches = training_batches(make_sentences(8 * work.batch_size, work.vocabulary, seed=3), work.batch_size, seed=0)
-    trainer = Trainer(make_model(work), token_loss, batches, recipe, [*library_callbacks(recipe), StopAfter(2)])
+    trainer = Trainer(make_model(work), token_loss, batches, recipe, [*engine(recipe), StopAfter(2)])
     trainer.fit()
     return trainer
 

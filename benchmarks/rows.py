@@ -1,4 +1,4 @@
-"""The rows of the table: each function measures and returns rows {"name", "ratio", "low", "high", "unit", "gates", "raw"}.
+"""The rows of the table: each function measures and returns rows {"name", "ratio", "low", "high", "unit", "raw"}; `measure.py` adds the gates.
 
 `low` and `high` are the quartiles of the rounds, `ratio` their median. A round is A-B-B-A, so that a slow drift of the machine hits both sides alike.
 """
@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import peak_flops, quartiles, run_child, seconds, wall_clock
+from common import compare, peak_flops, quartiles, run_child, seconds, wall_clock
 from gates import trained
 from torch import nn
-from work import Shapes, Work, arms, device, fmtut_arm, hugging_face_arm, library_callbacks, make_model, make_sentences, missing_reason, set_seed
+from work import Shapes, Stamps, Work, arms, device, fmtut_arm, hugging_face_arm, make_model, make_sentences, missing_reason, set_seed, size_flag
 
 from fmtut.batching import to_device, token_loss, training_batches
+from fmtut.checkpoints import Checkpoint
+from fmtut.distributed import engine
 from fmtut.optimizers import Schedule, linear_warmup
-from fmtut.training import Callback, Recipe, Trainer, make_optimizer
-
-TINY = 100 # a narrower model is that of --small
-
+from fmtut.training import Recipe, Trainer, make_optimizer
 
 class Setting(NamedTuple):
     "How to measure."
@@ -35,15 +34,10 @@ class Setting(NamedTuple):
     clock_name: str
 
 
-def row(name: str, ratios: list[float], gates: list[str], unit: str, **raw) -> dict:
+def row(name: str, ratios: list[float], unit: str, **raw) -> dict:
     "A row of the table from the values of all rounds."
     low, middle, high = quartiles(ratios)
-    return {"name": name, "ratio": middle, "low": low, "high": high, "unit": unit, "gates": gates, "raw": raw}
-
-
-def small(setting: Setting) -> list[str]:
-    "The flag for children."
-    return ["--small"] if setting.work.width < TINY else []
+    return {"name": name, "ratio": middle, "low": low, "high": high, "unit": unit, "raw": raw}
 
 
 class Turn(NamedTuple):
@@ -78,14 +72,14 @@ def finetune(setting: Setting) -> tuple[list[dict], dict]:
         take_turn(name, initial, dataset, quick, 0)
     where, size = device(), 8192 if device() == "cuda" else 2048
     dtypes = [torch.float32, torch.bfloat16] if where == "cuda" else [torch.float32]
-    peak = max(peak_flops(where, size if setting.work.width > TINY else 128, dtype, setting.clock) for dtype in dtypes)
+    peak = max(peak_flops(where, 128 if size_flag(setting.work) else size, dtype, setting.clock) for dtype in dtypes)
     turns = {name: [] for name in names}
     for number in range(setting.rounds):
         for name in names + names[::-1]:
             turns[name].append(take_turn(name, initial, dataset, setting, number))
             print(f"  round {number + 1} {name:12} {turns[name][-1].pieces / turns[name][-1].seconds:8.0f} pieces/s", flush=True)
     rates = {name: [sum(t.pieces for t in pair) / sum(t.seconds for t in pair) for pair in zip(taken[::2], taken[1::2])] for name, taken in turns.items()}
-    rows = [row(f"finetune_vs_{name}", [ours / other for ours, other in zip(rates["fmtut"], rates[name])], ["exactness", "invariance"],
+    rows = [row(f"finetune_vs_{name}", [ours / other for ours, other in zip(rates["fmtut"], rates[name])],
                 "pieces per second, fmtut / the other", fmtut=statistics.median(rates["fmtut"]), other=statistics.median(rates[name]), clock=setting.clock_name)
             for name in names if not name.startswith("fmtut")]
     details = {"peak_gflops": peak / 1e9, "arms": {name: arm_details(rates[name], taken, peak) for name, taken in turns.items()}}
@@ -114,7 +108,7 @@ def optimizer_in_loop(setting: Setting) -> list[dict]:
         clipped.append(torch.nn.utils.clip_grad_norm_(parameters, 1.0) > 1)
         theirs.step()
 
-    for step in range(4 * (min(setting.rounds, 10) * (1 if small(setting) else 2) + 1)):
+    for step in range(4 * (min(setting.rounds, 10) * (1 if size_flag(setting.work) else 2) + 1)):
         loss, _ = token_loss(model, to_device(next(loader), torch.device(where)))
         loss.backward()
         mine = step % 4 in (0, 3)
@@ -122,7 +116,7 @@ def optimizer_in_loop(setting: Setting) -> list[dict]:
         model.zero_grad(set_to_none=True)
     rounds = [times[i:i + 4] for i in range(4, len(times), 4)] # in the first one both make their moments
     ratios = [(a + d) / (b + c) for a, b, c, d in rounds]
-    return [row("optimizer_vs_torch", ratios, ["optimizer"], "time, fmtut / torch fused AdamW + clip_grad_norm_",
+    return [row("optimizer_vs_torch", ratios, "time, fmtut / torch fused AdamW + clip_grad_norm_",
                 fmtut_ms=1e3 * statistics.median(t for a, _, _, d in rounds for t in (a, d)), torch_ms=1e3 * statistics.median(t for _, b, c, _ in rounds for t in (b, c)),
                 clipped=float(torch.stack(clipped).float().mean()), clock=setting.clock_name)]
 
@@ -133,11 +127,11 @@ def memory(setting: Setting) -> list[dict]:
         return [{"name": "memory_vs_hf", "ratio": None, "why": reason}]
     pairs = []
     for number in range(max(1, min(3, setting.rounds - 2))):
-        pairs.append([run_child("memory", name, "--seed", str(number), *small(setting)) for name in ("fmtut", "hf_default")])
-    extra = {} if small(setting) else {"plain_loop": run_child("memory", "plain_loop")}
+        pairs.append([run_child("memory", name, "--seed", str(number), *size_flag(setting.work)) for name in ("fmtut", "hf_default")])
+    extra = {} if size_flag(setting.work) else {"plain_loop": run_child("memory", "plain_loop")}
     names = ("fmtut", "hf_default")
     raw = {name: {key: statistics.median(pair[i][key] for pair in pairs) for key in ("peak", "baseline")} for i, name in enumerate(names)}
-    return [row("memory_vs_hf", [ours["peak"] / other["peak"] for ours, other in pairs], ["exactness"], "peak memory, fmtut / Trainer default",
+    return [row("memory_vs_hf", [ours["peak"] / other["peak"] for ours, other in pairs], "peak memory, fmtut / Trainer default",
                 megabytes=raw | extra, what="tensors" if device() == "cuda" else "resident set; baseline: after imports")]
 
 
@@ -145,20 +139,10 @@ def weak_scaling(setting: Setting) -> list[dict]:
     "Time of a step of one process over that of two that each do as much."
     if device() == "cuda" and torch.cuda.device_count() < 2:
         return [{"name": "weak_scaling_2", "ratio": None, "why": "needs two GPUs"}]
-    rounds = run_child("weak", "--rounds", str(setting.rounds), *small(setting), processes=2)
+    rounds = run_child("weak", "--rounds", str(setting.rounds), *size_flag(setting.work), processes=2)
     alone, together = rounds["alone"], rounds["together"]
-    return [row("weak_scaling_2", [sum(one) / sum(two) for one, two in zip(alone, together)], ["invariance"], "step of one process / of two, as much work in each",
+    return [row("weak_scaling_2", [sum(one) / sum(two) for one, two in zip(alone, together)], "step of one process / of two, as much work in each",
                 alone_ms=1e3 * statistics.median(sum(alone, [])), together_ms=1e3 * statistics.median(sum(together, [])), clock="wall")]
-
-
-class Stamps(Callback):
-    "Notes the CPU time when each step is done."
-
-    def __init__(self):
-        self.times = []
-
-    def after_step(self, trainer: Trainer):
-        self.times.append(time.process_time())
 
 
 def square(model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -171,10 +155,10 @@ def median_gap(times: list[float]) -> float:
     return 1e3 * statistics.median(after - before for before, after in zip(times[5:], times[6:]))
 
 
-def trainer_steps(steps: int, engine: bool) -> float:
+def trainer_steps(steps: int, with_engine: bool) -> float:
     "Milliseconds of a step of the Trainer, with the callbacks of `fmtut.ner` or alone."
-    recipe, stamps = Recipe(epochs=1), Stamps()
-    Trainer(nn.Linear(1, 1, bias=False), square, [torch.ones(1, 1)] * steps, recipe, [stamps, *(library_callbacks(recipe) if engine else [])]).fit()
+    recipe, stamps = Recipe(epochs=1), Stamps(time.process_time)
+    Trainer(nn.Linear(1, 1, bias=False), square, [torch.ones(1, 1)] * steps, recipe, [stamps, *(engine(recipe) if with_engine else [])]).fit()
     return median_gap(stamps.times)
 
 
@@ -196,20 +180,18 @@ def ten_lines(steps: int) -> float:
 
 def overhead(setting: Setting) -> list[dict]:
     "CPU time that the Trainer adds to a step, on a model with one weight; 2,000 steps of each in rounds A-B-B-A."
-    steps = 40 if small(setting) else -(-1000 // setting.rounds)
+    steps = 40 if size_flag(setting.work) else -(-1000 // setting.rounds)
     gaps, alone = [], []
     for _ in range(setting.rounds):
         first, second, third, fourth = trainer_steps(steps, True), ten_lines(steps), ten_lines(steps), trainer_steps(steps, True)
         gaps.append((first + fourth - second - third) / 2)
         alone.append(trainer_steps(steps, False) - third)
-    return [row("trainer_overhead_ms", gaps, [], "ms a step over the ten-line loop", ten_lines_ms=third, without_engine_ms=statistics.median(alone), clock="cpu")]
+    return [row("trainer_overhead_ms", gaps, "ms a step over the ten-line loop", ten_lines_ms=third, without_engine_ms=statistics.median(alone), clock="cpu")]
 
 
 def save_cost(setting: Setting) -> list[dict]:
     "One checkpoint over one file of as many bytes, written and flushed to the same disk."
-    from fmtut.checkpoints import Checkpoint
-
-    trainer, times = trained(setting.work), []
+    trainer = trained(setting.work)
     with tempfile.TemporaryDirectory(prefix=".save-", dir=Path(__file__).parent) as place:
         folder, single = Path(place) / "run", Path(place) / "single"
         folder.mkdir()
@@ -227,15 +209,9 @@ def save_cost(setting: Setting) -> list[dict]:
 
         ours()
         content = os.urandom(1) * sum(file.stat().st_size for file in next(folder.glob("step-*")).iterdir())
-        for _ in range(setting.rounds + 1):
-            turn = []
-            for work in (ours, theirs, theirs, ours):
-                single.unlink(missing_ok=True)
-                turn.append(seconds(work))
-            times.append(turn)
-    rounds = times[1:]
-    return [row("save_cost", [(a + d) / (b + c) for a, b, c, d in rounds], ["restored"], "time of a checkpoint / of one file of as many bytes", megabytes=len(content) / 1e6,
-                checkpoint_s=statistics.median(t for a, _, _, d in rounds for t in (a, d)), file_s=statistics.median(t for _, b, c, _ in rounds for t in (b, c)), clock="wall")]
+        ratios, checkpoint_s, file_s = compare(ours, theirs, lambda: single.unlink(missing_ok=True), setting.rounds)
+    return [row("save_cost", ratios, "time of a checkpoint / of one file of as many bytes",
+                megabytes=len(content) / 1e6, checkpoint_s=checkpoint_s, file_s=file_s, clock="wall")]
 
 
 def accumulation(setting: Setting) -> list[dict]:
@@ -251,7 +227,7 @@ def accumulation(setting: Setting) -> list[dict]:
         found["fmtut"][parts] = fmtut_arm(make_model(work, dropout=0.0), dataset, work, in_order=True, accumulate=parts)()[0]
     numbers = {name: {parts: {key: step[key] for key in ("loss", "gradient_norm")} for parts, step in steps.items()} for name, steps in found.items()}
     times = {name: {parts: steps[parts]["loss"] / steps[1]["loss"] for parts in steps} for name, steps in numbers.items()}
-    return [row("hf_accumulation", [times["hf"][8]], ["invariance"], "loss of a batch in 8 parts / as a whole, Trainer", times=times, numbers=numbers)]
+    return [row("hf_accumulation", [times["hf"][8]], "loss of a batch in 8 parts / as a whole, Trainer", times=times, numbers=numbers)]
 
 
 # Shortest first: a mistake shows early.

@@ -47,6 +47,11 @@ FULL = Work()
 SMALL = Work(layers=2, width=32, heads=4, inner=64, vocabulary=512, batch_size=4, sentences=64, steps=2, pool=4)
 
 
+def size_flag(work: Work) -> list[str]:
+    "What tells child.py to work at the same size: its work may differ in steps, but a narrower model is that of --small."
+    return ["--small"] if work.width == SMALL.width else []
+
+
 def news_lengths(number: int, generator: np.random.Generator) -> np.ndarray:
     """Words of each sentence. Half are lines of a report, 6 words in the mean; half are full sentences, 23 words.
 
@@ -143,24 +148,27 @@ class StopAfter(Callback):
             raise CancelFit
 
 
-def library_callbacks(recipe: Recipe) -> list[Callback]:
-    "What `fmtut.ner` puts around every run: the engine of chapter 25. Without that chapter, nothing."
-    try:
-        from fmtut.distributed import engine
-    except ImportError:
-        return []
-    return list(engine(recipe))
+class Stamps(Callback):
+    "Notes the time when each step is done."
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock, self.times = clock, []
+
+    def after_step(self, trainer: Trainer):
+        self.times.append(self.clock())
 
 
 def fmtut_arm(model: nn.Module, dataset: TokenDataset, work: Work, *, in_order: bool = False, precision: str | None = None, **settings) -> Callable:
-    "Trainer, training_batches, token_loss and Recipe, each with its defaults but for the batch size."
+    "Trainer, training_batches, token_loss and Recipe, with chapter 25's engine as in `fmtut.ner`; each with its defaults but for the batch size."
+    from fmtut.distributed import engine # here: it takes memory, which is measured for each arm
+
     given = {"batch_size": work.batch_size, "epochs": 1} | ({"precision": precision} if precision else {}) | settings
     recipe = Recipe(**given)
     if in_order:
         batches = DataLoader(dataset, work.batch_size, collate_fn=pad)
     else:
         batches = training_batches(dataset, work.batch_size, recipe.seed)
-    trainer = Trainer(model, token_loss, batches, recipe, [*library_callbacks(recipe), StopAfter(work.steps)])
+    trainer = Trainer(model, token_loss, batches, recipe, [*engine(recipe), StopAfter(work.steps)])
 
     def run() -> list[dict]:
         return trainer.fit().steps

@@ -203,7 +203,7 @@ def only_writer(path: str | Path): # of the lock file; its folder is made
 class Checkpoint(Callback):
     "Saves a run while it goes on: after each epoch, every so many steps, at each new best score, and on SIGINT and SIGTERM."
 
-    order, rank = 50, 0 # of this process, where there are several
+    order = 50
 
     def __init__(self, folder: str | Path, every: int | None = None, keep: int = 2, # of this run; steps between saves, None for epochs only; newest that stay, beside the best
                  resume: bool = False, identity: dict | None = None): # go on with what is there; what must not change, as labels or a hash of the data
@@ -215,7 +215,7 @@ class Checkpoint(Callback):
 
     def before_fit(self, trainer: Trainer):
         "Takes the folder, loads what is there if that is wanted, and catches signals from now on."
-        self.opened.enter_context(only_writer(self.folder / "lock"))
+        self.opened.enter_context(self.guard())
         for orphan in (*self.folder.glob(".tmp-*"), *self.folder.glob(".old-*")):
             shutil.rmtree(orphan, ignore_errors=True)
         self.restore(trainer)
@@ -225,6 +225,8 @@ class Checkpoint(Callback):
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self.handlers.callback(signal.signal, number, signal.signal(number, self.note))
+
+    def guard(self): "The lock that keeps other runs out of the folder."; return only_writer(self.folder / "lock")
 
     def note(self, number: int, frame):
         "A first signal is noted; the next one acts at once."
@@ -256,14 +258,9 @@ class Checkpoint(Callback):
 
     def pause(self, trainer: Trainer, due: bool):
         "Between two steps: saves if that is due or a signal came; then the signal acts."
-        self.signal = self.stop_wanted(trainer)
         if due or self.signal:
             self.write(trainer)
         self.signal and self.leave(trainer)
-
-    def stop_wanted(self, trainer: Trainer) -> int | None:
-        "The number of the signal that came, if one did."
-        return self.signal
 
     def leave(self, trainer: Trainer):
         "Raises what the signal stands for."
@@ -300,10 +297,14 @@ class Checkpoint(Callback):
         if changed := [f"{name} is {now.get(name, 'absent')!r}, was {saved.get(name, 'absent')!r}"
                        for name in saved | now if saved.get(name) != now.get(name)]:
             raise CheckpointError(f"{path} is of another run: {'; '.join(changed)}; set these back, or begin anew in another folder")
+        self.put_back(trainer, state)
+        print(f"goes on from {path}, step {trainer.step} of {trainer.total_steps}", flush=True)
+
+    def put_back(self, trainer: Trainer, state: dict): # as it was loaded
+        "Turns what files can hold into what the trainer had, and gives it to the trainer."
         if isinstance(columns := state["history"]["steps"], dict):
             state["history"]["steps"] = [dict(zip(columns, row)) for row in zip(*(column.tolist() for column in columns.values()))]
         state["optimizer"]["state"] = {int(number): values for number, values in state["optimizer"]["state"].items()} # JSON made strings of them
         state["best_weights"] = state["best_weights"] and {name: value.clone() for name, value in state["best_weights"].items()}
         trainer.load_state_dict(state)
-        set_random_state(state["random"][self.rank])
-        print(f"goes on from {path}, step {trainer.step} of {trainer.total_steps}", flush=True)
+        set_random_state(state["random"][0])

@@ -63,7 +63,7 @@ def add_recipe(parser):
     for field in dataclasses.fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
         words = field.metadata["choices"]
-        defaults = dict.fromkeys(getattr(recipe, field.name) if words else f"{getattr(recipe, field.name):g}" for recipe in (scratch, Recipe()))
+        defaults = dict.fromkeys(format(getattr(recipe, field.name), "" if words else "g") for recipe in (scratch, Recipe()))
         group.add_argument(flag, type=field.type, choices=words or None, metavar=None if words else field.type.__name__.upper(),
                            help=f"{field.metadata['help']} (default {' / '.join(defaults)})")
 
@@ -292,9 +292,10 @@ def checkpoint_folder(args):
     return place.with_name(place.name + ".checkpoints")
 
 
-def checkpoint_callbacks(args, identity):
+def checkpoint_callbacks(args, tokenizer, splits):
     "The `Checkpoint` that the flags ask for; an unfinished run is never mixed with a new one, and never forgotten without being asked."
     from fmtut.distributed import RankCheckpoint, is_main
+    from fmtut.ner import identity
 
     folder = checkpoint_folder(args)
     if args.checkpoint_every == 0:
@@ -304,7 +305,8 @@ def checkpoint_callbacks(args, identity):
             raise RunError(f"{folder}: holds an unfinished run; give --resume to go on with it, or --overwrite to forget it")
         if is_main():
             shutil.rmtree(folder)
-    return [RankCheckpoint(folder, args.checkpoint_every, keep=2, resume=args.resume, identity=identity)]
+    unchanged = identity(tokenizer, {name: splits[name] for name in ("train", "dev")})
+    return [RankCheckpoint(folder, args.checkpoint_every, keep=2, resume=args.resume, identity=unchanged)]
 
 
 def ner_train(args):
@@ -331,13 +333,13 @@ def train_and_report(args, device):
     "The work of `ner train`, in each process that torchrun started; the first one prints and writes."
     from fmtut.distributed import is_main
     from fmtut.evaluation import format_report
-    from fmtut.ner import FROM_SCRATCH, identity, load_model, small_bert, train_to_folder
+    from fmtut.ner import FROM_SCRATCH, load_model, small_bert, train_to_folder
     from fmtut.training import Recipe
 
     recipe = recipe_from(args, Recipe() if args.model else FROM_SCRATCH)
     splits = read_splits(args) or built_in_splits()
     model, tokenizer = load_model(args.model) if args.model else small_bert(splits["train"], recipe.seed)
-    callbacks = checkpoint_callbacks(args, identity(tokenizer, {name: splits[name] for name in ("train", "dev")}))
+    callbacks = checkpoint_callbacks(args, tokenizer, splits)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on {device}, {len(tokenizer):,} pieces")
     scores = train_to_folder(model.to(device), tokenizer, splits, recipe, args.out, callbacks)
     if not is_main():

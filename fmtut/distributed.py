@@ -13,8 +13,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, RandomSampler
 
-from .batching import BucketSampler, TokenDataset, bucket_batches, pad, start_copy
+from .batching import BucketSampler, TokenDataset, padded_batches, start_copy
 from .checkpoints import Checkpoint, CheckpointError, random_state
 from .environment import best_device, seed_everything
 from .optimizers import with_gradient
@@ -63,14 +61,13 @@ class ShardedSampler(BucketSampler):
     "The batches of a `BucketSampler`, of which each process loads rows `rank::world_size`; where there are none, row 0 stands in and does not count."
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.batches = bucket_batches(self.lengths, self.batch_size, self.seed, self.epoch)
+        self.batches = self.plan(self.epoch)
         return iter([batch[rank()::world_size()] or batch[:1] for batch in self.batches[self.start:]])
 
 # %% ../nbs/25_distributed.ipynb #182bcd25
 def sharded_batches(dataset: TokenDataset, batch_size: int, seed: int, pad_id: int = 0) -> DataLoader: # with `lengths`; rows for all processes together; of the run; the tokenizer's
     "As `training_batches`, but each process loads its rows only; for `Distributed`."
-    sampler, generator = ShardedSampler(dataset.lengths, batch_size, seed), torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=partial(pad, pad_id=pad_id), generator=generator)
+    return padded_batches(dataset, ShardedSampler(dataset.lengths, batch_size, seed), pad_id)
 
 # %% ../nbs/25_distributed.ipynb #6b4467fe
 def check_order(batches: Any): # of a Trainer
@@ -234,37 +231,37 @@ def in_parts(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor: # whole; 
 class RankCheckpoint(Checkpoint):
     "A `Checkpoint` for several processes: rank 0 writes, all read; a signal to one stops all at the same step."
 
-    engine = noted = place = None # the run's `Distributed`, if there are processes; a signal that came; the folder
+    engine = noted = None # the run's `Distributed`, if there are processes; a signal that came
 
     def before_fit(self, trainer: Trainer):
-        "Rank 0 alone takes the folder's lock."
-        self.rank, self.noted, self.place = rank(), None, self.folder
+        "Looks with whom it has to agree."
+        self.noted = None
         self.engine = next((c for c in trainer.callbacks if isinstance(c, Distributed)), None) if dist.is_initialized() else None
-        if not is_main():
-            self.folder = Path(self.opened.enter_context(TemporaryDirectory()))
         super().before_fit(trainer)
+
+    def guard(self):
+        "Rank 0 alone takes the folder's lock."
+        return super().guard() if is_main() else nullcontext()
 
     def restore(self, trainer: Trainer):
         "Every process reads; `CheckpointError` if they then stand at different steps."
-        self.folder, load, steps = self.place, trainer.load_state_dict, [0] * world_size()
-        trainer.load_state_dict = lambda state: load(self.spread(trainer, state))
+        steps = [0] * world_size()
         with nullcontext() if is_main() else redirect_stdout(None):
             super().restore(trainer)
-        del trainer.load_state_dict
         if dist.is_initialized():
             dist.all_gather_object(steps, trainer.step)
         if len(set(steps)) > 1:
             raise CheckpointError(f"{self.folder}: the processes found steps {steps}; the folder must lie on a disk that all of them see")
 
-    def spread(self, trainer: Trainer, state: dict) -> dict: # as loaded
-        "The state for this process: parts where the model is in parts, and random numbers though there were fewer processes."
+    def put_back(self, trainer: Trainer, state: dict): # as it was loaded
+        "What belongs to this process: parts where the model is in parts, and random numbers though there were fewer processes."
         if (before := len(state["random"])) != world_size():
             print(f"saved by {before} processes, goes on with {world_size()}: the same batches, other dropout", flush=True)
-        state["random"] += [random_state()] * (world_size() - before)
+        random = [*state["random"], *[random_state()] * (world_size() - before)][rank()]
         weights, parameters = trainer.model.state_dict(), trainer.optimizer.parameters()
         model, best = ({name: in_parts(value, weights[name]) for name, value in (state[key] or {}).items()} for key in ("model", "best_weights"))
-        moments = {i: {name: in_parts(value, parameters[i]) for name, value in kept.items()} for i, kept in state["optimizer"]["state"].items()}
-        return state | {"model": model, "best_weights": best or None, "optimizer": state["optimizer"] | {"state": moments}}
+        moments = {i: {name: in_parts(value, parameters[int(i)]) for name, value in kept.items()} for i, kept in state["optimizer"]["state"].items()}
+        super().put_back(trainer, state | {"model": model, "best_weights": best or None, "optimizer": state["optimizer"] | {"state": moments}, "random": [random]})
 
     def write(self, trainer: Trainer):
         "Rank 0 writes; the others wait until it has."
@@ -287,9 +284,11 @@ class RankCheckpoint(Checkpoint):
         if self.engine:
             self.engine.want_stop = True
 
-    def stop_wanted(self, trainer: Trainer) -> int | None:
-        "The number of the signal, once all know of one."
-        return super().stop_wanted(trainer) if not self.engine else (self.noted or signal.SIGTERM) if self.engine.stop else None
+    def pause(self, trainer: Trainer, due: bool):
+        "A signal acts once all know of one."
+        if self.engine:
+            self.signal = (self.noted or signal.SIGTERM) if self.engine.stop else None
+        super().pause(trainer, due)
 
     def after_fit(self, trainer: Trainer):
         "A signal that came too late to travel acts here."

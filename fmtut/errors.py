@@ -256,7 +256,7 @@ def data_table(splits: dict[str, list[Sentence]]) -> str: # train first, at leas
 
 def recipe_tables(recipe: Recipe) -> str: # of the run
     "Every setting with its meaning, and the versions that ran."
-    settings = [[name, value if isinstance(value, str) else f"{value:g}", escape(Recipe.__dataclass_fields__[name].metadata["help"])] for name, value in dataclasses.asdict(recipe).items()]
+    settings = [[field.name, format(getattr(recipe, field.name), "" if field.metadata["choices"] else "g"), escape(field.metadata["help"])] for field in dataclasses.fields(recipe)]
     packages = {name: importlib.metadata.version(name) for name in ["torch", "transformers", "tokenizers", "numpy"]}
     versions = {"fmtut": fmtut.__version__, "Python": platform.python_version(), **packages, "system": f"{platform.system()} {platform.machine()}"}
     left = html_table("Recipe", ["setting", "value", "meaning"], settings, "facts")

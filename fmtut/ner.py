@@ -163,8 +163,8 @@ def fit(
         raise RecipeError(f"max_length is {recipe.max_length}; the model has {model.config.max_position_embeddings} positions, give no more")
     train, dev = normalise(train, "train"), normalise(dev, "dev")
     seed_everything(recipe.seed)
-    if not set(label_list(train)) <= set(model.config.id2label.values()):
-        set_labels(model, label_list(train))
+    if not set(labels := label_list(train)) <= set(model.config.id2label.values()):
+        set_labels(model, labels)
     check_labels(dev, labels_of(model))
     tokenizer.model_max_length = recipe.max_length
     dataset = NERDataset(train, tokenizer, labels_of(model), recipe.max_length)

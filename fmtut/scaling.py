@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'has_amx', 'choose_precision', 'MixedPrecision', 'count_rows', 'take_rows', 'split_batch', 'Accumulate',
-           'is_out_of_memory', 'random_numbers', 'FitMemory']
+           'is_out_of_memory', 'FitMemory']
 
 # %% ../nbs/24_scaling.ipynb #e07bf0e8
 import math
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .batching import start_copy
+from .checkpoints import random_state, set_random_state
 from .losses import full_precision
 from .optimizers import with_gradient
 from .training import PRECISIONS, Callback, Trainer, TrainingDiverged
@@ -208,20 +209,7 @@ def is_out_of_memory(
     texts = "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED"
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
-# %% ../nbs/24_scaling.ipynb #d9b6a97e
-def random_numbers(
-    device: torch.device, # of the model
-) -> Callable[[], None]: # call it to go back
-    "Remembers where torch's random numbers stand, on the CPU and on the device."
-    here, there = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def go_back():
-        torch.set_rng_state(here)
-        if there is not None:
-            torch.cuda.set_rng_state(there, device)
-    return go_back
-
-# %% ../nbs/24_scaling.ipynb #e4d3ec2b
+# %% ../nbs/24_scaling.ipynb #4df582e4
 class FitMemory(Accumulate):
     "An `Accumulate` that doubles its parts when memory runs out, and repeats the batch as if nothing had happened."
 
@@ -233,7 +221,7 @@ class FitMemory(Accumulate):
 
     def forward_backward(self, trainer: Trainer, batch: Any) -> tuple[torch.Tensor, torch.Tensor]: # mean loss, number of targets
         "Tries, until a part fits. What a failed try drew, added or averaged is taken back."
-        go_back = random_numbers(trainer.device)
+        state = random_state()
         buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
         while True:
             try:
@@ -241,7 +229,7 @@ class FitMemory(Accumulate):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            go_back() # only here: while the error was alive, it kept the activations alive
+            set_random_state(state) # only here: while the error was alive, it kept the activations alive
             trainer.optimizer.zero_grad()
             for buffer, before in buffers:
                 buffer.copy_(before)
