@@ -160,10 +160,11 @@ def check_notebooks(paths: list[str]) -> Counter:
 
 
 def run_pytest(*arguments: str) -> Counter:
-    "Counts from pytest's own report; errors are failures, and so is a run that reports nothing."
+    "Two files of tests at a time; counts from pytest's own report; errors are failures, and so is a run that reports nothing."
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "report.xml"
-        code, _ = run(sys.executable, "-m", "pytest", f"--junitxml={file}", *arguments, seconds=PYTEST_SECONDS, capture=False)
+        code, _ = run(sys.executable, "-m", "pytest", f"--junitxml={file}", "-n", str(WORKERS), "--dist", "loadfile", *arguments,
+                      seconds=PYTEST_SECONDS, capture=False, **ONE_THREAD)
         suites = list(ElementTree.parse(file).iter("testsuite")) if file.is_file() else []
     found = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")}
     failed = found["failures"] + found["errors"]
