@@ -21,7 +21,7 @@ from work import Shapes, Stamps, Work, arms, device, fmtut_arm, hugging_face_arm
 
 from fmtut.batching import to_device, token_loss, training_batches
 from fmtut.checkpoints import Checkpoint
-from fmtut.distributed import engine
+from fmtut.distributed import engine, large_tables
 from fmtut.optimizers import Schedule, linear_warmup
 from fmtut.training import Recipe, Trainer, make_optimizer
 
@@ -95,7 +95,7 @@ def arm_details(rates: list[float], taken: list[Turn], peak: float) -> dict:
 
 
 def optimizer_in_loop(setting: Setting) -> list[dict]:
-    "AdamW with clipping, ours and torch's by turns, on the gradients that a training leaves: steps A-B-B-A, with forward and backward between, not timed."
+    "AdamW with clipping, ours and torch's by turns, on the gradients that each one's loop leaves: steps A-B-B-A, forward and backward not timed."
     work, where = setting.work, device()
     model = make_model(work).train()
     parameters = list(model.parameters())
@@ -109,9 +109,11 @@ def optimizer_in_loop(setting: Setting) -> list[dict]:
         theirs.step()
 
     for step in range(4 * (min(setting.rounds, 10) * (1 if size_flag(setting.work) else 2) + 1)):
+        mine = step % 4 in (0, 3)
+        for table in large_tables(model).values() if where == "cpu" else []:
+            table.sparse = mine # as `Distributed` has it
         loss, _ = token_loss(model, to_device(next(loader), torch.device(where)))
         loss.backward()
-        mine = step % 4 in (0, 3)
         times.append(seconds((lambda: ours.step(1.0, valid)) if mine else step_theirs, clock=setting.clock))
         model.zero_grad(set_to_none=True)
     rounds = [times[i:i + 4] for i in range(4, len(times), 4)] # in the first one both make their moments

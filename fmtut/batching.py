@@ -32,6 +32,7 @@ class TokenDataset(Dataset):
         self,
         examples: list[dict[str, list[int]]], # one a sentence or window
     ):
+        examples = list(examples)
         for number, example in enumerate(examples):
             if len({len(values) for values in example.values()}) != 1:
                 raise ValueError(f"example {number}: its lists differ in length")
@@ -181,7 +182,7 @@ def check_sendable(thing: Any): # what a fresh worker process must rebuild
 
 # %% ../nbs/21_batching.ipynb #a929efa7
 def pad_arrays(examples: list[dict[str, list[int]]], pad_id: int) -> dict[str, np.ndarray]: # as for `pad`
-    "`pad` for worker processes: arrays travel in a tenth of the time that tensors need."
+    "`pad` for worker processes: arrays travel in a fraction of the time that tensors need."
     return {key: rows.numpy() for key, rows in pad(examples, pad_id).items()}
 
 
@@ -249,6 +250,7 @@ def epoch_batches(
         elif hasattr(sampler, "set_epoch"): # as in PyTorch's DistributedSampler
             sampler.set_epoch(epoch)
     with torch.random.fork_rng(devices=[]): # an iterator of a loader draws a seed: the pass must not depend on it
+        torch.default_generator.manual_seed((torch.initial_seed() * 1_000_003 + epoch) % 2**63) # else every epoch would begin alike
         iterator = iter(batches)
     return islice(iterator, start, None)
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from itertools import combinations
@@ -120,7 +120,7 @@ def add_ner(commands, argv):
         train.add_argument(f"--{split}", metavar="FILE", help=f"sentences for {use}")
     train.add_argument("--model", metavar="NAME_OR_DIR", help="BERT to start from: a folder or a name on the hub (default: a small one from scratch)")
     train.add_argument("--out", metavar="DIR", required=True, help="folder for model, report.html, report.json and history.json")
-    train.add_argument("--overwrite", action="store_true", help="replace an earlier model in --out, and forget an unfinished run")
+    train.add_argument("--overwrite", action="store_true", help="replace an earlier model in --out; without --resume, forget an unfinished run")
     train.add_argument("--resume", action="store_true", help="go on with the unfinished run in DIR.checkpoints, if there is one")
     train.add_argument("--checkpoint-every", type=int, metavar="STEPS",
                        help="steps between two checkpoints in DIR.checkpoints (default: one after each epoch; 0: none)")
@@ -292,19 +292,30 @@ def checkpoint_folder(args):
     return place.with_name(place.name + ".checkpoints")
 
 
+def forget_run(folder):
+    "Removes the checkpoints in a folder, and nothing else; `CheckpointError` while a run is at work there."
+    from fmtut.checkpoints import NAMES, only_writer
+    from fmtut.distributed import is_main
+
+    if is_main():
+        with only_writer(folder / "lock"):
+            for path in folder.glob(NAMES):
+                shutil.rmtree(path)
+
+
 def checkpoint_callbacks(args, tokenizer, splits):
     "The `Checkpoint` that the flags ask for; an unfinished run is never mixed with a new one, and never forgotten without being asked."
-    from fmtut.distributed import RankCheckpoint, is_main
+    from fmtut.checkpoints import NAMES
+    from fmtut.distributed import RankCheckpoint
     from fmtut.ner import identity
 
     folder = checkpoint_folder(args)
-    if args.checkpoint_every == 0:
-        return []
-    if not args.resume and any(folder.glob("step-*")):
+    if not args.resume and any(folder.glob(NAMES)):
         if not args.overwrite:
             raise RunError(f"{folder}: holds an unfinished run; give --resume to go on with it, or --overwrite to forget it")
-        if is_main():
-            shutil.rmtree(folder)
+        forget_run(folder)
+    if args.checkpoint_every == 0:
+        return []
     unchanged = identity(tokenizer, {name: splits[name] for name in ("train", "dev")})
     return [RankCheckpoint(folder, args.checkpoint_every, keep=2, resume=args.resume, identity=unchanged)]
 
@@ -317,11 +328,9 @@ def ner_train(args):
         raise UsageError("--test needs --train and --dev; without files the built-in news is used")
     if args.checkpoint_every is not None and args.checkpoint_every < 0:
         raise UsageError(f"--checkpoint-every is {args.checkpoint_every}; give 0 for none, or the steps between two checkpoints")
-    if args.resume and args.overwrite:
-        raise UsageError("--resume goes on with an unfinished run and --overwrite forgets it; give one of them")
     if args.resume and args.checkpoint_every == 0:
         raise UsageError("--resume needs checkpoints; leave out --checkpoint-every 0")
-    check_out(args.out, args.overwrite, "name another folder, or give --overwrite")
+    check_out(args.out, args.overwrite, "give --overwrite, too, to replace it when the run ends" if args.resume else "name another folder, or give --overwrite")
     from fmtut.distributed import is_main, processes
 
     device = choose_device(args)
@@ -344,7 +353,11 @@ def train_and_report(args, device):
     scores = train_to_folder(model.to(device), tokenizer, splits, recipe, args.out, callbacks)
     if not is_main():
         return
-    shutil.rmtree(checkpoint_folder(args), ignore_errors=True)
+    if callbacks:
+        forget_run(folder := checkpoint_folder(args))
+        with suppress(OSError): # other files may be there
+            (folder / "lock").unlink(missing_ok=True)
+            folder.rmdir()
     for name, score in scores.items():
         print(f"\n{name}\n{format_report(score)}")
     page = write_page(args, model, tokenizer, splits)

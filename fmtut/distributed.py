@@ -8,6 +8,7 @@ __all__ = ['LARGE_TABLE', 'rank', 'world_size', 'is_main', 'processes', 'Sharded
            'engine', 'shard_model']
 
 # %% ../nbs/25_distributed.ipynb #5aedf2c1
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ def processes(device: str | None = None): # "cpu", "cuda", or None for the best 
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     yield
     if started: # and no error came: else the others may be waiting, and torchrun ends them
+        gc.collect() # what is left of DDP has a thread that would abort the process when its group is gone
         dist.destroy_process_group()
 
 # %% ../nbs/25_distributed.ipynb #f160b6c7
@@ -105,51 +107,50 @@ class WithLoss(nn.Module):
 LARGE_TABLE = 2**20 # numbers; 4 MB
 
 
-def large_tables(module: nn.Module) -> dict[str, nn.Parameter]: # any; in the same order in every process
-    "Large weights of an `nn.Embedding` that nothing else uses: their gradient is zero but in the rows of this batch."
-    uses = [id(p) for _, p in module.named_parameters(remove_duplicate=False)] # a tied weight is listed twice
-    tables = {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
-    return {name: p for name, p in module.named_parameters() if p in tables and uses.count(id(p)) == 1 and p.requires_grad and p.numel() >= LARGE_TABLE}
+def large_tables(module: nn.Module) -> dict[str, nn.Embedding]: # any; in the same order in every process
+    "Every `nn.Embedding` with a large weight that nothing else uses, by the weight's name: its gradient is zero but in the rows of this batch."
+    uses = [id(p) for _, p in module.named_parameters(remove_duplicate=False) if p.requires_grad] # a tied weight is listed twice
+    parts = {f"{name}.weight": part for name, part in module.named_modules() if isinstance(part, nn.Embedding) and not part.scale_grad_by_freq}
+    return {name: part for name, part in parts.items() if uses.count(id(p := part.weight)) == 1 and p.numel() >= LARGE_TABLE and not hasattr(p, "full_tensor")}
 
 # %% ../nbs/25_distributed.ipynb #38a81f9b
-def average_rows(gradient: torch.Tensor): # two axes, changed in place
-    "Mean over the processes; only rows travel that are not zero everywhere."
-    used = ((gradient.amax(1) != 0) | (gradient.amin(1) != 0)).byte() # a NaN is not 0; any(1) is slower
-    dist.all_reduce(used, dist.ReduceOp.MAX)
-    rows = used.nonzero().squeeze(1) if 2 * used.sum() < len(used) else slice(None)
-    dist.all_reduce(part := gradient[rows])
-    gradient[rows] = part / world_size()
+def average_rows(gradient: torch.Tensor) -> torch.Tensor: # of a table; sparse again
+    "Mean over the processes; only rows travel that one of them uses."
+    gradient = gradient.coalesce() if gradient.is_sparse else gradient.to_sparse(1)
+    mine, values = gradient.indices()[0], gradient.values()
+    dist.all_reduce(used := torch.zeros(len(gradient), dtype=torch.uint8).index_fill_(0, mine, 1), dist.ReduceOp.MAX)
+    rows = used.nonzero().squeeze(1)
+    dist.all_reduce(every := values.new_zeros(len(rows), values.shape[1]).index_copy_(0, torch.searchsorted(rows, mine), values))
+    return torch.sparse_coo_tensor(rows[None], every / world_size(), gradient.shape, is_coalesced=True, check_invariants=False)
 
 # %% ../nbs/25_distributed.ipynb #154cd05f
 class Distributed(Accumulate):
     "Each process computes its rows of every batch; loss, gradients and weights are those of one process with all rows. Alone it is `Accumulate`."
 
-    def __init__(self, micro_batches: int = 1, **ddp): # parts of a process's rows; more for DistributedDataParallel, as find_unused_parameters
-        super().__init__(micro_batches)
-        self.ddp, self.wrapped, self.tables = {"gradient_as_bucket_view": True} | ddp, None, []
+    def __init__(self, micro_batches: int = 1, cpu_positions: int | None = None, **ddp): # of a process's rows; if alone; for DistributedDataParallel
+        super().__init__(micro_batches, cpu_positions)
+        self.ddp, self.wrapped, self.tables = {"gradient_as_bucket_view": True} | ddp, None, {}
 
     def before_fit(self, trainer: Trainer):
         "Wraps model and loss, seeds each process in its own way, and lets rank 0's scores count everywhere."
         super().before_fit(trainer)
         self.stop, self.want_stop, self.waiting = False, False, []
+        module = WithLoss(trainer.model, trainer.loss)
+        self.tables = large_tables(module) if trainer.device.type == "cpu" else {}
+        for table in self.tables.values():
+            trainer.undo.callback(setattr, table, "sparse", table.sparse)
+            table.sparse = True
         if dist.is_initialized():
             check_order(trainer.batches)
             trainer.replace("keep_best", partial(self.keep_best, trainer.keep_best))
             if trainer.step == 0:
                 seed_everything((trainer.recipe.seed + 1_000_003 * rank()) % 2**32)
             if not hasattr(next(trainer.model.parameters()), "full_tensor"): # FSDP2 works inside the model
-                self.wrap(trainer)
-
-    def wrap(self, trainer: Trainer):
-        "DDP around model and loss. On a CPU it leaves large tables to `average_rows`, which has to look at them."
-        module = WithLoss(trainer.model, trainer.loss)
-        tables = large_tables(module) if trainer.device.type == "cpu" else {}
-        module._ddp_params_and_buffers_to_ignore = list(tables)
-        self.tables = list(tables.values())
-        for table in self.tables:
-            dist.broadcast(table.data, 0)
-        self.wrapped = DistributedDataParallel(module, **self.ddp)
-        trainer.replace("loss", lambda model, batch: self.wrapped(batch))
+                module._ddp_params_and_buffers_to_ignore = list(self.tables) # `average_rows` is for them
+                for table in self.tables.values():
+                    dist.broadcast(table.weight.data, 0)
+                self.wrapped = DistributedDataParallel(module, **self.ddp)
+                trainer.replace("loss", lambda model, batch: self.wrapped(batch))
 
     def keep_best(self, inner: Callable, evaluate: Callable) -> float: # the method that was replaced; its argument
         "A last bit that differs must not make one process stop while the others go on: they take rank 0's score."
@@ -191,9 +192,8 @@ class Distributed(Accumulate):
         for p in with_gradient(trainer.optimizer.parameters()) if parts else []:
             p.grad.mul_((guess * factor).to(p.dtype))
         trainer.backward(loss * (count * factor).to(loss))
-        for table in self.tables:
-            table.grad = torch.zeros_like(table) if table.grad is None else table.grad
-            average_rows(table.grad)
+        for p in (table.weight for table in self.tables.values()):
+            p.grad = average_rows(torch.zeros_like(p) if p.grad is None else p.grad)
         self.waiting.append(start_copy(sums[2]))
         while len(self.waiting) > sums.is_cuda: # on a GPU one step late, so that nobody waits; at the same step everywhere
             self.stop = self.waiting.pop(0)() > 0 or self.stop
@@ -211,7 +211,7 @@ class Distributed(Accumulate):
 
     def after_fit(self, trainer: Trainer):
         "Takes DDP's hooks off the model."
-        self.wrapped, self.tables = None, []
+        self.wrapped, self.tables = None, {}
 
 # %% ../nbs/25_distributed.ipynb #903db938
 def whole(value: Any) -> Any: # tensors in dicts and lists, among other things
@@ -299,7 +299,7 @@ class RankCheckpoint(Checkpoint):
 # %% ../nbs/25_distributed.ipynb #6e0e05b6
 def engine(recipe: Recipe) -> list[Callback]: # precision and accumulate are read
     "The callbacks that compute a run as its recipe says, in one process or in several."
-    return [MixedPrecision(recipe.precision), Distributed(recipe.accumulate)]
+    return [MixedPrecision(recipe.precision), Distributed(recipe.accumulate, cpu_positions=512)]
 
 # %% ../nbs/25_distributed.ipynb #0a17b641
 def shard_model(model: nn.Module) -> nn.Module: # on its device, the same in size everywhere; changed in place

@@ -9,6 +9,7 @@ __all__ = ['bins', 'draw_column', 'draw_scores', 'draw_run', 'peak_memory', 'Pro
 # %% ../nbs/26_monitoring.ipynb #32a62ed8
 import base64
 import io
+import itertools
 import json
 import math
 import os
@@ -223,9 +224,9 @@ class JsonLog(Callback):
 
     def __init__(
         self,
-        path: str | Path, # of the file; a log of another run that is there is renamed to *.old
+        path: str | Path, # of the file; a log of another run that is there is renamed to *.old, *.old1 and so on
     ):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     def before_fit(self, trainer):
         "Opens the file; OSError if that cannot be. Of an old log only lines stay that the resumed history has."
@@ -236,7 +237,8 @@ class JsonLog(Callback):
             kept = {key: row for row in (read_log(self.path) if self.path.is_file() else []) if (key := self.key(row)) in known}
             text = b"".join(map(log_line, kept.values()))
             if self.path.is_file() and self.path.read_bytes() != text:
-                os.replace(self.path, self.path.with_name(self.path.name + ".old"))
+                places = (self.path.with_name(f"{self.path.name}.old{number or ''}") for number in itertools.count())
+                os.replace(self.path, next(place for place in places if not place.exists()))
                 self.path.write_bytes(text)
             self.file = open(self.path, "ab", buffering=0) # a line is in the file as soon as it is written
         except OSError as error:

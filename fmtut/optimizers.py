@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['parameter_list', 'check_settings', 'with_gradient', 'state_value', 'Optimizer', 'SGD', 'Adam', 'gradient_norm',
-           'clip_gradients', 'align_gradient', 'AdamW', 'linear_warmup', 'cosine', 'Schedule', 'LearningRates',
-           'find_learning_rate']
+           'clip_gradients', 'align_gradient', 'row_blocks', 'AdamW', 'linear_warmup', 'cosine', 'Schedule',
+           'LearningRates', 'find_learning_rate']
 
 # %% ../nbs/15_optimizers.ipynb #2150202a
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -49,10 +49,7 @@ class Optimizer:
 
     memory, decoupled = set(), None # names of what is kept for each parameter; weight decay beside the gradient?
 
-    def __init__(
-        self, params: Iterable, # tensors, or dicts with "params" and the settings that differ
-        **defaults, # settings of the groups that do not give them
-    ):
+    def __init__(self, params: Iterable, **defaults): # tensors, or dicts with "params" and settings that differ; settings of groups that do not give them
         groups, self.defaults = parameter_list(params), defaults
         if not groups:
             raise ValueError("no parameters to optimize: the list is empty (a generator can be read only once)")
@@ -106,10 +103,7 @@ class SGD(Optimizer):
 
     memory = {"momentum_buffer"}
 
-    def __init__(
-        self, params: Iterable, lr: float, # tensors or groups; eta
-        momentum: float = 0.0, weight_decay: float = 0.0, # beta; strength of L2
-    ):
+    def __init__(self, params: Iterable, lr: float, momentum: float = 0.0, weight_decay: float = 0.0): # tensors or groups; eta; beta; strength of L2
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, dampening=0) # torch's SGD reads the last one
 
     @torch.no_grad()
@@ -117,7 +111,7 @@ class SGD(Optimizer):
         "One update of every parameter that has a gradient."
         for group in self.param_groups:
             for p in with_gradient(group["params"]):
-                g = p.grad + group["weight_decay"] * p
+                g = group["weight_decay"] * p + p.grad
                 if group["momentum"]:
                     state = self.state.setdefault(p, {"momentum_buffer": torch.zeros_like(p)})
                     g = state["momentum_buffer"].mul_(group["momentum"]).add_(g)
@@ -129,10 +123,8 @@ class Adam(Optimizer):
 
     memory, decoupled = {"step", "exp_avg", "exp_avg_sq"}, False
 
-    def __init__(
-        self, params: Iterable, lr: float = 1e-3, # tensors or groups; eta
-        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, # of m and v; epsilon; strength of L2
-    ):
+    def __init__(self, params: Iterable, lr: float = 1e-3, # tensors or groups; eta
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0): # of m and v; epsilon; strength of L2
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=self.decoupled)
 
     def moments(self, p: torch.Tensor) -> dict:
@@ -147,7 +139,7 @@ class Adam(Optimizer):
         for group in self.param_groups:
             (beta1, beta2), eta = group["betas"], group["lr"]
             for p in with_gradient(group["params"]):
-                state, g = self.moments(p), p.grad + group["weight_decay"] * p
+                state, g = self.moments(p), group["weight_decay"] * p + p.grad
                 m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"].add_(1).item()
                 m.mul_(beta1).add_(g, alpha=1 - beta1)
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -157,16 +149,13 @@ class Adam(Optimizer):
 # %% ../nbs/15_optimizers.ipynb #7407f72b
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor: # those without a gradient do not count
     "Euclidean norm of all gradients together."
-    grads = [p.grad for p in with_gradient(parameters)]
+    grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in with_gradient(parameters)]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.tensor(0.0)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm # of a model that is spread over processes (chapter 25)
 
 # %% ../nbs/15_optimizers.ipynb #d146de61
 @torch.no_grad()
-def clip_gradients(
-    parameters: Iterable[torch.Tensor], # whose gradients are changed in place
-    max_norm: float, # 0 or more; gradients that are longer together are scaled down to it
-) -> torch.Tensor: # the norm before
+def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor: # whose gradients change; 0 or more; norm before
     "Scales all gradients by one factor (Pascanu et al., 2013); the direction stays. A norm that is not finite spoils them all."
     if not max_norm >= 0:
         raise ValueError(f"max_norm must be 0 or more, not {max_norm}")
@@ -179,11 +168,23 @@ def clip_gradients(
 
 # %% ../nbs/15_optimizers.ipynb #f8b3a5ed
 def align_gradient(p: torch.Tensor, moment: torch.Tensor): # with a gradient; of the same shape, from zeros_like
-    "Lays the gradient out in memory as its parameter is; `ValueError` for a parameter that is a part of a larger tensor."
+    "Lays the gradient out in memory as its parameter is, a sparse one with each row once; `ValueError` for a parameter that is a part of a larger tensor."
     if moment.stride() != p.stride():
         raise ValueError(f"a parameter of shape {tuple(p.shape)} is a part of a larger tensor, which a fused kernel would overwrite; use its clone()")
-    if p.grad.stride() != p.stride():
+    if p.grad.is_sparse:
+        p.grad = p.grad.coalesce()
+    elif p.grad.stride() != p.stride():
         p.grad = torch.empty_like(p, requires_grad=False).copy_(p.grad)
+
+
+def row_blocks(p: torch.Tensor, state: dict, size: int = 1024) -> Iterator[tuple]: # a table with an aligned sparse gradient; its moments; rows
+    "Blocks of rows, each with its gradient made dense and its moments: a little memory at a time, which stays in the processor's cache."
+    rows, starts = p.grad.indices()[0], range(0, len(p), size)
+    edges = torch.searchsorted(rows, torch.tensor([*starts, len(p)], device=p.device)).tolist()
+    for start, first, end in zip(starts, edges, edges[1:]):
+        block = slice(start, start + size)
+        gradient = torch.zeros_like(p[block]).index_copy_(0, rows[first:end] - start, p.grad.values()[first:end])
+        yield p[block], gradient, {name: value[block] if value.ndim else value for name, value in state.items()}
 
 # %% ../nbs/15_optimizers.ipynb #c97bd34c
 class AdamW(Adam):
@@ -191,35 +192,39 @@ class AdamW(Adam):
 
     decoupled = True
 
-    def __init__(
-        self, params: Iterable, lr: float = 1e-3, # tensors or groups; eta
-        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2, # of m and v; epsilon; lambda
-    ):
+    def __init__(self, params: Iterable, lr: float = 1e-3, # tensors or groups; eta
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2): # of m and v; epsilon; lambda
         super().__init__(params, lr, betas, eps, weight_decay)
+
+    def update(self, group: dict, tensors: list[tuple], shrink: torch.Tensor | None, finite: torch.Tensor): # its settings; parameter, gradient, moments
+        "One call of the fused kernel."
+        parameters, gradients, states = zip(*tensors)
+        torch._fused_adamw_(
+            list(parameters), list(gradients), *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")), [], [state["step"] for state in states],
+            amsgrad=False, maximize=False, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
+            weight_decay=group["weight_decay"], eps=group["eps"], grad_scale=shrink, found_inf=1 - finite)
 
     @torch.no_grad()
     def step(self, max_norm: float = math.inf, valid: bool | torch.Tensor = True) -> torch.Tensor: # valid, on the device: False forbids the update
-        "One update, gradients clipped to `max_norm` (and left so); returns their norm before, and changes nothing if that is not finite."
+        "One update, gradients clipped to `max_norm` (and left so, but for sparse ones); returns their norm before, and changes nothing if that is not finite."
         if not max_norm >= 0:
             raise ValueError(f"max_norm must be 0 or more, not {max_norm}")
+        for p in with_gradient(self.parameters()): # all, before any weight changes
+            align_gradient(p, self.moments(p)["exp_avg"])
         norm = gradient_norm(self.parameters())
         finite = (norm.isfinite() & valid).float()
         shrink = ((norm + 1e-6) / max_norm).clamp(min=1).float() # the kernel divides the gradients by this
         if norm.device.type == "cpu" and shrink == 1:
             shrink = None # saves writing the gradients: a comparison is free here, but on a GPU it would wait
-        for p in with_gradient(self.parameters()): # all, before any weight changes
-            align_gradient(p, self.moments(p)["exp_avg"])
         for group in self.param_groups:
-            ready = with_gradient(group["params"])
-            for dtype in {p.dtype for p in ready}:
-                alike = [p for p in ready if p.dtype == dtype]
-                states = [self.state[p] for p in alike]
-                steps = [state["step"] for state in states]
+            dense, sparse = ([p for p in with_gradient(group["params"]) if p.grad.is_sparse == wanted] for wanted in (False, True))
+            steps = [self.state[p]["step"] for p in dense + sparse]
+            if steps:
                 torch._foreach_add_(steps, finite)
-                torch._fused_adamw_(
-                    alike, [p.grad for p in alike], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], steps,
-                    amsgrad=False, maximize=False, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
-                    weight_decay=group["weight_decay"], eps=group["eps"], grad_scale=shrink, found_inf=1 - finite)
+            for dtype in {p.dtype for p in dense}:
+                self.update(group, [(p, p.grad, self.state[p]) for p in dense if p.dtype == dtype], shrink, finite)
+            for block in (block for p in sparse for block in row_blocks(p, self.state[p])):
+                self.update(group, [block], shrink, finite)
         return norm
 
 # %% ../nbs/15_optimizers.ipynb #dbd51345

@@ -176,11 +176,17 @@ class Accumulate(Callback):
 
     def __init__(
         self,
-        micro_batches: int, # parts of a batch
+        micro_batches: int, # parts of a batch, at least
+        cpu_positions: int | None = None, # on a CPU, most `input_ids` of a part: more at a time need memory and gain nothing there
     ):
         if not (isinstance(micro_batches, int) and micro_batches >= 1):
             raise ValueError(f"micro_batches is {micro_batches!r}; give a whole number of at least 1")
-        self.micro_batches = micro_batches
+        self.micro_batches, self.cpu_positions = micro_batches, cpu_positions
+
+    def needed(self, trainer: Trainer, batch: Any) -> int:
+        "How many parts."
+        ids = batch.get("input_ids") if self.cpu_positions and trainer.device.type == "cpu" and isinstance(batch, Mapping) else None
+        return max(self.micro_batches, -(-ids.numel() // self.cpu_positions) if torch.is_tensor(ids) else 1)
 
     def before_fit(self, trainer: Trainer):
         "Replaces forward and backward."
@@ -188,13 +194,13 @@ class Accumulate(Callback):
 
     def forward_backward(self, trainer: Trainer, batch: Any) -> tuple[torch.Tensor, torch.Tensor]: # mean loss, number of targets
         "Each part weighs as its targets; until all are counted, the first part stands for the rest, so that fp16 sees no huge sum."
-        parts, guess, sums = split_batch(batch, self.micro_batches), None, 0
+        parts, guess, sums = split_batch(batch, self.needed(trainer, batch)), None, 0
         for part in parts:
             loss, count = trainer.loss(trainer.model, part)
-            count = count.to(loss) if torch.is_tensor(count) else torch.full_like(loss.detach(), count)
+            count = torch.as_tensor(count, dtype=torch.float64, device=loss.device)
             guess = (count * len(parts)).clamp(min=1) if guess is None else guess
-            trainer.backward(loss * (count / guess))
-            sums = sums + torch.stack([loss.detach().double() * count, count.double()])
+            trainer.backward(loss * (count / guess).to(loss))
+            sums = sums + torch.stack([loss.detach().double() * count, count])
         loss_sum, total = sums
         gradients = [p.grad for p in with_gradient(trainer.optimizer.parameters())]
         if len(parts) > 1 and gradients:
@@ -222,7 +228,7 @@ class FitMemory(Accumulate):
     def forward_backward(self, trainer: Trainer, batch: Any) -> tuple[torch.Tensor, torch.Tensor]: # mean loss, number of targets
         "Tries, until a part fits. What a failed try drew, added or averaged is taken back."
         state = random_state()
-        buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
+        buffers = [(module, name, value.clone()) for module in trainer.with_buffers for name, value in module.named_buffers(recurse=False)]
         while True:
             try:
                 return super().forward_backward(trainer, batch)
@@ -231,8 +237,8 @@ class FitMemory(Accumulate):
                     raise
             set_random_state(state) # only here: while the error was alive, it kept the activations alive
             trainer.optimizer.zero_grad()
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, before in buffers:
+                setattr(module, name, before.clone()) # a forward pass may have set another tensor
             if trainer.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.halve(trainer.step, count_rows(batch))

@@ -154,10 +154,11 @@ class Stepper:
         self.model, self.loss, self.batches, self.recipe = model, loss, batches, recipe
         self.callbacks = sorted(callbacks, key=lambda callback: callback.order)
         self.optimizer, self.total_steps = make_optimizer(model, recipe), len(batches) * recipe.epochs
-        self.device = next(model.parameters()).device
+        kinds = [type(callback).__name__ for callback in self.callbacks]
+        self.names = [f"{kind}{kinds[:i].count(kind) or ''}" for i, kind in enumerate(kinds)] # of callbacks in the state; the second Mean is Mean1
         self.schedule = Schedule(self.optimizer, lambda step: linear_warmup(step, self.total_steps, recipe.warmup))
         self.stopping, self.history, self.undo, self.waiting = EarlyStopping(recipe.patience), History(), ExitStack(), []
-        self.with_buffers = [module for module in model.modules() if next(module.buffers(recurse=False), None) is not None]
+        self.device, self.with_buffers = next(model.parameters()).device, [module for module in model.modules() if any(True for _ in module.buffers(recurse=False))]
         self.epoch = self.position = self.step = self.tokens = self.skipped = self.skipped_in_a_row = 0
         self.seconds, self.epoch_start, self.best_weights = 0.0, (0, 0, 0.0), None
 
@@ -292,15 +293,14 @@ class Trainer(Stepper):
         "Everything that `fit` needs to go on between two steps, random numbers excepted. Its tensors are no copies."
         self.read()
         state = {part: getattr(self, part).state_dict() for part in self.STATEFUL} | {name: getattr(self, name) for name in self.PLAIN}
-        callbacks = {type(callback).__name__: callback.state_dict() for callback in self.callbacks}
-        return state | {"history": {kind: list(rows) for kind, rows in vars(self.history).items()}, "callbacks": {name: kept for name, kept in callbacks.items() if kept}}
+        return state | {"history": {kind: list(rows) for kind, rows in vars(self.history).items()}, "callbacks": {name: kept for name, callback in zip(self.names, self.callbacks) if (kept := callback.state_dict())}}
 
     def load_state_dict(self, state: dict):
         "Takes a state back; `fit` then goes on with the next batch."
         for part in self.STATEFUL:
             getattr(self, part).load_state_dict(state[part])
-        history = History(**{kind: list(rows) for kind, rows in state["history"].items()}) # a state may be loaded twice
-        vars(self).update({name: state[name] for name in self.PLAIN}, history=history, waiting=[])
-        for callback in self.callbacks:
-            if kept := state["callbacks"].get(type(callback).__name__):
+        history = {kind: list(rows) for kind, rows in state["history"].items()} # a state may be loaded twice
+        vars(self).update({name: state[name] for name in self.PLAIN}, history=History(**history), waiting=[])
+        for name, callback in zip(self.names, self.callbacks):
+            if kept := state["callbacks"].get(name):
                 callback.load_state_dict(kept)

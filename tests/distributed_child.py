@@ -54,7 +54,7 @@ def result(trainer):
     return {"steps": trainer.history.steps, "tokens": trainer.tokens, "weights": weights}
 
 
-RUNS = {"ddp": {}, "micro": {"micro_batches": 2}, "sampler": {"loader": sharded_batches}, "rows": {"large": 0},
+RUNS = {"ddp": {}, "micro": {"micro_batches": 2}, "sampler": {"loader": sharded_batches}, "rows": {"large": 0}, "rows_micro": {"large": 0, "micro_batches": 2},
         "fsdp": {"sharded": True}, "fsdp_micro": {"sharded": True, "micro_batches": 2}, "fsdp_resumed": {"sharded": True, "interrupted": True}}
 
 

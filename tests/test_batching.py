@@ -303,3 +303,15 @@ def test_right_choices_of_the_quiz_do_not_stand_out():
     longest = sum(len(question.right) > max(map(len, question.wrong)) for question in QUIZ)
     shortest = sum(len(question.right) < min(map(len, question.wrong)) for question in QUIZ)
     assert longest <= 2 and shortest <= 2, (longest, shortest)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shuffled_loader_has_another_order_in_each_epoch(workers):
+    loader = torch.utils.data.DataLoader(torch.arange(12), 2, shuffle=True, num_workers=workers)
+    torch.manual_seed(0)
+    orders = [torch.cat(list(epoch_batches(loader, epoch, 0))).tolist() for epoch in (0, 1, 2)]
+    assert len({tuple(order) for order in orders}) == 3 and all(sorted(order) == list(range(12)) for order in orders)
+
+
+def test_a_generator_of_examples_is_read_once():
+    assert len(TokenDataset({"input_ids": [1] * n} for n in (1, 2, 3))) == 3

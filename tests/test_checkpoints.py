@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -492,11 +493,11 @@ def small_files():
 
 
 def test_a_full_disk_costs_no_checkpoint(tmp_path, small_files):
-    save(tmp_path / "step-1-epoch-0", {"model": {"w": torch.zeros(100)}})
+    save(tmp_path / "step-000000001-epoch-00000", {"model": {"w": torch.zeros(100)}})
     with pytest.raises(CheckpointError) as caught:
-        save(tmp_path / "step-2-epoch-0", {"model": {"w": torch.zeros(20_000)}, "optimizer": {"m": torch.zeros(100)}})
-    assert str(tmp_path / "step-2-epoch-0") in str(caught.value) and "80,400 bytes" in str(caught.value)
-    assert os.listdir(tmp_path) == ["step-1-epoch-0"] and load(latest(tmp_path))["model"]["w"].sum() == 0
+        save(tmp_path / "step-000000002-epoch-00000", {"model": {"w": torch.zeros(20_000)}, "optimizer": {"m": torch.zeros(100)}})
+    assert str(tmp_path / "step-000000002-epoch-00000") in str(caught.value) and "80,400 bytes" in str(caught.value)
+    assert os.listdir(tmp_path) == ["step-000000001-epoch-00000"] and load(latest(tmp_path))["model"]["w"].sum() == 0
 
 
 def test_a_full_disk_in_a_run(tmp_path):
@@ -761,3 +762,45 @@ def test_kill_at_random_moments(runs, expected, tmp_path):
         assert not list(folder.glob(".*"))
     assert kills >= 20 and inside > 0, f"{kills} kills, {inside} inside a save: the test proves nothing"
     print(f"{kills} kills, {inside} inside a save")
+
+
+def test_a_signal_does_not_hide_an_error(tmp_path):
+    def fail(trainer):
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("bad label in example 17")
+
+    class Fail(Callback):
+        before_step = lambda self, trainer: fail(trainer)
+
+    with pytest.raises(ValueError, match="example 17"):
+        started(Checkpoint(tmp_path), Fail())
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_only_its_own_folders_are_swept(tmp_path):
+    names = [".old-photos", ".tmp-mine", "step-zzz", "step-000000001-epoch-00000.keep"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".tmp-step-000000001-epoch-00000-x").mkdir()
+    started(Checkpoint(tmp_path, every=1, keep=1))
+    assert all((tmp_path / name).is_dir() for name in names) and not list(tmp_path.glob(".tmp-step*"))
+    assert re.fullmatch(r"step-\d{9}-epoch-\d{5}", latest(tmp_path).name)
+
+
+def test_two_checkpoints_give_the_signals_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    started(Checkpoint(tmp_path / "a"), Checkpoint(tmp_path / "b", every=2))
+    assert signal.getsignal(signal.SIGINT) is before and latest(tmp_path / "a").name == latest(tmp_path / "b").name
+
+
+def test_other_frozen_weights_are_another_run(tmp_path):
+    def frozen(number):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+        model[number].requires_grad_(False)
+        loss = lambda model, batch: (model(batch).square().mean(), len(batch))
+        return Trainer(model, loss, [torch.ones(2, 3)] * 4, Recipe(epochs=1), [Checkpoint(tmp_path, resume=True)])
+
+    frozen(0).fit()
+    with pytest.raises(CheckpointError, match="trained.0.weight"):
+        frozen(1).fit()

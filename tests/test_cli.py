@@ -444,13 +444,12 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(fmtut, corpus, tmp_path,
 @pytest.mark.slow
 def test_overwrite_forgets_an_unfinished_run(fmtut, corpus, tmp_path):
     arguments = ["ner", "train", "--train", corpus, "--dev", corpus, "--epochs", 3, "--out", tmp_path / "out"]
-    (tmp_path / "out.checkpoints/step-00000001-epoch-00001").mkdir(parents=True)
+    (tmp_path / "out.checkpoints/step-000000001-epoch-00001").mkdir(parents=True)
     code, printed, err = fmtut(*arguments, "--overwrite")
     assert code == 0 and "epoch 1/3" in printed, err
 
 
 @pytest.mark.parametrize("flags, text", [
-    (["--resume", "--overwrite"], "--resume goes on with an unfinished run and --overwrite forgets it; give one of them"),
     (["--resume", "--checkpoint-every", 0], "--resume needs checkpoints; leave out --checkpoint-every 0"),
     (["--checkpoint-every", -1], "--checkpoint-every is -1; give 0 for none, or the steps between two checkpoints"),
     (["--precision", "fp8"], "invalid choice: 'fp8'"), (["--accumulate", 0], "--accumulate is 0"),
@@ -480,3 +479,39 @@ def test_torchrun_needs_no_other_flags(corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("epoch 3/3") == 1 and done.stdout.count("tag a text:") == 1
     assert (tmp_path / "out/model.safetensors").is_file() and not (tmp_path / "out.checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_only_checkpoints_are_removed_from_their_folder(fmtut, corpus, tmp_path):
+    arguments = ["ner", "train", "--train", corpus, "--dev", corpus, "--epochs", 2]
+    place = tmp_path / "out.checkpoints"
+    place.mkdir()
+    (place / "notes.txt").write_text("precious")
+    assert fmtut(*arguments, "--out", tmp_path / "out")[0] == 0
+    assert [path.name for path in place.iterdir()] == ["notes.txt"]
+    (place / "step-000000001-epoch-00001").mkdir()
+    code, _, err = fmtut(*arguments, "--out", tmp_path / "out", "--checkpoint-every", 0, "--overwrite", "--resume")
+    assert code == 2 and "--resume needs checkpoints" in err
+    (tmp_path / "out").rename(tmp_path / "kept")
+    code, _, err = fmtut(*arguments, "--out", tmp_path / "out", "--checkpoint-every", 0)
+    assert code == 1 and "holds an unfinished run" in err and (place / "step-000000001-epoch-00001").is_dir()
+
+
+@pytest.mark.slow
+def test_overwrite_waits_for_a_run_that_is_alive(fmtut, corpus, tmp_path):
+    (tmp_path / "out.checkpoints/step-000000001-epoch-00001").mkdir(parents=True)
+    code = """import sys; from fmtut.checkpoints import only_writer
+with only_writer(sys.argv[1]): print("locked", flush=True); sys.stdin.read()"""
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out.checkpoints/lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout.readline() == b"locked\n"
+        found = fmtut("ner", "train", "--train", corpus, "--dev", corpus, "--epochs", 2, "--out", tmp_path / "out", "--overwrite")
+    assert found[0] == 1 and "lock: another run holds it" in found[2] and (tmp_path / "out.checkpoints/step-000000001-epoch-00001").is_dir()
+
+
+@pytest.mark.slow
+def test_a_run_that_replaces_a_model_goes_on(fmtut, corpus, tmp_path):
+    arguments = ["ner", "train", "--train", corpus, "--dev", corpus, "--epochs", 2, "--out", tmp_path / "out"]
+    assert fmtut(*arguments)[0] == 0
+    code, _, err = fmtut(*arguments, "--resume")
+    assert code == 1 and "give --overwrite, too, to replace it when the run ends" in err
+    assert fmtut(*arguments, "--resume", "--overwrite")[0] == 0

@@ -1,16 +1,19 @@
 "Two processes against one: equal runs, and what happens when one of them is killed."
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import distributed_child as child
 import pytest
 import torch
 
-from fmtut.distributed import ShardedSampler
+from fmtut.distributed import Distributed, ShardedSampler, large_tables, processes
+from fmtut.training import Callback
 
 CHILD = Path(child.__file__)
 
@@ -63,6 +66,55 @@ def test_processes_decide_alike(equal):
     assert first["shares"] == second["shares"] == [[n * n for n in range(count)] for count in range(5)]
     for found in (first, second):
         assert "return 0 targets instead" in found["refused"][0] and "another order in each process" in found["refused"][1]
+
+
+def test_nothing_of_ddp_outlives_its_group(monkeypatch):
+    "Its thread aborts a process in which it is still there when the group is gone: seven of 25 runs ended so."
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    made, ended, end = [], [], torch.distributed.destroy_process_group
+
+    class Keep(Callback):
+        def before_step(self, trainer):
+            made.append(weakref.ref(next(c for c in trainer.callbacks if isinstance(c, Distributed)).wrapped))
+
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: (ended.append([ref() for ref in made]), end()))
+    gc.disable()
+    try:
+        with processes("cpu"):
+            child.trained(child.bert(), Distributed(), Keep())
+    finally:
+        gc.enable()
+    assert len(made) > 1 and ended == [[None] * len(made)]
+
+
+def test_large_tables_have_sparse_gradients_during_a_run_only(monkeypatch):
+    monkeypatch.setattr("fmtut.distributed.LARGE_TABLE", 0)
+    seen, models = [], [child.bert(), child.bert()]
+
+    class Look(Callback):
+        def after_backward(self, trainer):
+            seen.append([name for name, p in trainer.model.named_parameters() if p.grad.is_sparse])
+
+    trainers = [child.trained(model, *callbacks) for model, callbacks in zip(models, ([Distributed(), Look()], [Look()]))]
+    half = len(seen) // 2
+    assert all("bert.embeddings.word_embeddings.weight" in names for names in seen[:half]) and not any(seen[half:])
+    assert not any(part.sparse for part in models[0].modules() if isinstance(part, torch.nn.Embedding))
+    for key in ("loss", "gradient_norm"):
+        rows = [[row[key] for row in trainer.history.steps] for trainer in trainers]
+        assert rows[0] == pytest.approx(rows[1], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda net: setattr(net.out, "weight", net.words.weight), lambda net: net.words.weight.requires_grad_(False),
+                                    lambda net: setattr(net.words, "scale_grad_by_freq", True), lambda net: setattr(net, "again", net.words)])
+def test_a_table_that_is_used_elsewhere_stays_dense(change, monkeypatch):
+    monkeypatch.setattr("fmtut.distributed.LARGE_TABLE", 20)
+    net = torch.nn.ModuleDict({"words": torch.nn.Embedding(5, 4), "out": torch.nn.Linear(4, 5), "places": torch.nn.Embedding(4, 4)})
+    assert large_tables(net) == {"words.weight": net["words"]}
+    net.words = net["words"]
+    net.out = net["out"]
+    change(net)
+    assert large_tables(net) == {}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

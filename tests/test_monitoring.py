@@ -434,3 +434,11 @@ def test_watchers_change_no_weight(tmp_path, monkeypatch):
     for trainer in (plain, watched):
         trainer.fit(rising())
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), watched.model.parameters()))
+
+
+def test_no_earlier_log_is_lost(tmp_path):
+    path = tmp_path / "log"
+    for text in ("precious\n", "also\n", "third\n"):
+        path.write_text(text)
+        make([JsonLog(path)]).fit()
+    assert sorted(old.read_text() for old in tmp_path.glob("log.old*")) == ["also\n", "precious\n", "third\n"]

@@ -161,6 +161,41 @@ def test_clip_gradients_equals_torch():
             assert_close(p.grad, q.grad, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("max_norm", [0.05, math.inf])
+def test_a_sparse_gradient_gives_the_steps_of_a_dense_one(max_norm):
+    "A table of 2,500 rows, three blocks; rows are used twice, once, never, in all three and in one only."
+    torch.manual_seed(0)
+    dense = torch.nn.ModuleList([torch.nn.Embedding(2500, 6), torch.nn.Linear(6, 3)])
+    sparse = deepcopy(dense)
+    sparse[0].sparse = True
+    optimizers = [AdamW([{"params": net[0].parameters(), "weight_decay": 0.3}, {"params": net[1].parameters()}], lr=0.05) for net in (dense, sparse)]
+    for ids in ([3, 3, 1023, 1024, 2499], [1500], [0, 3, 2499, 1500], [7, 7, 7]):
+        norms = []
+        for net, optimizer in zip((dense, sparse), optimizers):
+            optimizer.zero_grad()
+            net[1](net[0](torch.tensor(ids))).square().sum().backward()
+            assert net[0].weight.grad.is_sparse == (net is sparse)
+            norms.append(optimizer.step(max_norm))
+        assert_close(*norms, rtol=1e-6, atol=0)
+        assert_close(list(sparse.parameters()), list(dense.parameters()), rtol=0, atol=1e-6)
+    assert_close([state["exp_avg_sq"] for state in optimizers[1].state.values()], [state["exp_avg_sq"] for state in optimizers[0].state.values()], rtol=1e-5, atol=1e-12)
+    before = deepcopy(list(sparse.parameters()))
+    sparse[0].weight.grad = sparse[0].weight.grad * math.nan
+    assert not optimizers[1].step(max_norm).isfinite()
+    assert_close(list(sparse.parameters()), before, rtol=0, atol=0)
+
+
+def test_every_optimizer_takes_sparse_gradients():
+    for kind in (SGD, Adam, AdamW):
+        tables = [torch.nn.Parameter(torch.ones(4, 2)) for _ in range(2)]
+        tables[0].grad = torch.sparse_coo_tensor([[2, 2]], [[1.0, 2.0], [3.0, 4.0]], (4, 2), check_invariants=True)
+        tables[1].grad = tables[0].grad.to_dense()
+        for p in tables:
+            clip_gradients([p], 3.0)
+            kind([p], lr=0.1).step()
+        assert_close(*tables, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("max_norm", [math.nan, -1.0, -math.inf])
 def test_a_clip_below_zero_is_refused_and_changes_nothing(max_norm):
     p = torch.ones(2)

@@ -76,6 +76,38 @@ def assert_equal_run(one, other):
 # Cutting a batch
 
 
+def test_a_part_has_no_more_positions_than_asked_for():
+    "16 rows of 9 pieces are 144 positions: 3 parts of at most 50; the batch of 7 rows has 63: 2 parts; at least micro_batches."
+    sizes = []
+    def noting(model, batch):
+        sizes.append(len(batch["input_ids"]))
+        return token_loss(model, batch)
+    whole, cut = run(), run(Accumulate(1, cpu_positions=50), loss=noting)
+    assert sizes == 2 * [5, 5, 6, 5, 5, 6, 3, 4]
+    for name in ("loss", "gradient_norm"):
+        torch.testing.assert_close(column(cut, name), column(whole, name), rtol=1e-5, atol=1e-6)
+    sizes.clear()
+    run(Accumulate(4, cpu_positions=50), loss=noting, epochs=1)
+    assert sizes[:4] == [4, 4, 4, 4]
+    tensors = [torch.rand(30, 2)]
+    trainer = run(Accumulate(1, cpu_positions=2), model=nn.Linear(2, 1), batches=tensors, loss=lambda model, batch: (model(batch).square().mean(), len(batch)))
+    assert trainer.step == 2 # other batches are left whole
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_sparse_gradients_go_the_same_way(parts, precision):
+    "Parts and the loss scale, with a table whose gradient is sparse; weights end as with a dense one."
+    trainers = []
+    for sparse in (False, True):
+        model = Tokens()
+        model.layers[0].sparse = sparse
+        trainers.append(run(MixedPrecision(precision), Accumulate(parts), model=model))
+    for name in ("loss", "gradient_norm"):
+        torch.testing.assert_close(column(trainers[1], name), column(trainers[0], name), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(list(trainers[1].model.parameters()), list(trainers[0].model.parameters()), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 4, 8, 16, 100])
 def test_accumulation_is_the_whole_batch(parts):
     assert_same_run(run(Accumulate(parts)), run())
@@ -728,3 +760,35 @@ def test_memory_that_really_ends_on_a_gpu(capsys):
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert memory.micro_batches > 1 and "out of memory" in capsys.readouterr().out
     assert_same_run(one, run(Accumulate(memory.micro_batches), model=network(), batches=batches, loss=loss))
+
+
+def test_a_buffer_that_the_forward_pass_sets_anew_is_taken_back_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.lin = nn.Linear(4, 2)
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return self.lin(x)
+
+    means = []
+    for first in (FitMemory(1), Accumulate(2)):
+        calls = []
+        def loss(model, batch, calls=calls, first=first):
+            out = model(batch).square().mean()
+            calls.append(0)
+            if isinstance(first, FitMemory) and len(calls) == 1:
+                raise MemoryError
+            return out, len(batch)
+        means.append(run(first, model=Net(), loss=loss, batches=[torch.arange(16.0).reshape(4, 4)], epochs=1).model.mean)
+    assert torch.equal(*means)
+
+
+def test_targets_are_counted_in_full_whatever_the_loss_is_made_of():
+    batch = [torch.rand(1027, 4).bfloat16()]
+    for callbacks in ([], [Accumulate(1)], [Accumulate(2)]):
+        loss = lambda model, batch: (model(batch).square().mean(), torch.tensor(len(batch)))
+        assert run(*callbacks, model=nn.Linear(4, 1).bfloat16(), loss=loss, batches=batch, epochs=1).history.steps[0]["targets"] == 1027

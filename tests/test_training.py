@@ -657,3 +657,20 @@ def test_loss_and_gradient_are_both_looked_at(callbacks, plus):
     assert trainer.skipped == 2 and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     row = trainer.history.steps[0]
     assert math.isfinite(row["loss"]) == (not plus) and math.isfinite(row["gradient_norm"]) == bool(plus)
+
+
+def test_two_callbacks_of_a_class_keep_their_own_states():
+    class Mean(Callback):
+        def __init__(self, decay): self.decay, self.value = decay, 0.0
+        def after_step(self, trainer): self.value += (1 - self.decay) * (trainer.step - self.value)
+        def state_dict(self): return {"value": self.value}
+        def load_state_dict(self, state): self.value = state["value"]
+
+    def trainer(*callbacks):
+        return Trainer(nn.Linear(2, 1), lambda model, batch: (model(batch).square().mean(), len(batch)), [torch.ones(3, 2)] * 5, Recipe(epochs=1), callbacks)
+
+    first = [Mean(0.1), Mean(0.9)]
+    (run := trainer(*first)).fit()
+    second = [Mean(0.1), Mean(0.9)]
+    trainer(*second).load_state_dict(run.state_dict())
+    assert [mean.value for mean in second] == [mean.value for mean in first] and first[0].value != first[1].value

@@ -244,7 +244,7 @@ QUIZ = [
     ),
     Question(
         "A tagger is trained on packed rows with open borders, then asked for single sentences. What is wrong?",
-        right="In training, pieces saw the sentences beside their own; alone they see other rows of attention.",
+        right="In training, pieces saw the sentences beside their own; alone they see none of them.",
         why="The chapter measured it: the same sentence had another output in its row. With the borders closed the difference was rounding.",
         wrong={
             "The rows hold no padding, so the model has never learnt to leave padding out of its attention.":

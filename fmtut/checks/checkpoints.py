@@ -55,7 +55,7 @@ def solve_23_3():
 EXERCISES["23.3"] = Exercise(
     judge=sealed("23.3", 0, "80500b4060b1", {
         "04ddd2ee90bb": "a failure between the rename and the fsync of the files leaves a name with empty files behind it",
-        "fd7eca7b96ab": "with keep=1 a failure after the first step leaves nothing: the old one goes last",
+        "fd7eca7b96ab": "with one old checkpoint a failure after the first step leaves nothing: the old one goes last",
         "e48152a9554c": "the rename may not be on the disk yet when the old one is removed",
         "12a4f3a35eed": "the folder above changes by the rename, so its fsync must come after it",
     }),

@@ -150,7 +150,7 @@ EXERCISES["25.5"] = Exercise(
 QUIZ = [
     Question(
         "Two processes have 10 and 30 targets. DDP averages the gradients of their mean losses. What is wrong?",
-        right="the 10 targets weigh three times too much", why="Each mean counts one half, so a target of the first process weighs 1/20 and one of the second 1/60; all should weigh 1/40.",
+        right="one of the 10 targets weighs as much as three of the 30", why="Each mean counts one half, so a target of the first process weighs 1/20 and one of the second 1/60; all should weigh 1/40.",
         wrong={"the gradient is twice as large as it should be": "The size is about right, since DDP divides by the number of processes; the weights of the targets are not.",
                "nothing, as long as both have equally many rows": "Rows do not matter for a mean over targets: rows can hold few or many."},
     ),
@@ -167,7 +167,7 @@ QUIZ = [
                "they shrink to about an eighth": "The parts are smaller, but there are more rounds; the product hardly changes."},
     ),
     Question(
-        "Each process adds its rank to the seed. What for?",
+        "Each process has a seed of its own. What for?",
         right="so that dropout differs between their rows", why="With equal random numbers row k of every process would lose the same hidden numbers, which makes the noise of a batch less random.",
         wrong={"so that their weights begin differently": "They must not: rank 0's weights are sent to all before the first step.",
                "so that each draws other rows of a batch": "The rows follow from the rank alone; other orders would use rows twice."},

@@ -290,7 +290,7 @@ QUIZ = [
     ),
     Question(
         "Why does the log write null where the loss is NaN?",
-        right="JSON has no NaN, so other readers would stop at that line",
+        right="Because JSON has no NaN, and other readers would stop at that line",
         why="Python's json writes the word NaN, which is no JSON. A log must be readable on the very night when a NaN came.",
         wrong={
             "Because a step with a NaN loss is skipped and has no loss": "It has one, and the history keeps it. Only the file's format cannot hold it.",
@@ -307,7 +307,7 @@ QUIZ = [
         },
     ),
     Question(
-        "A picture takes 0.5 s and may take a share s = 0.1 of the time. How long is the wait after it, and why that long?",
+        "A picture takes 0.5 s, and drawing may take a share s = 0.1 of the time. How long is the wait after it, and why that long?",
         right="5 s, because 0.5 of 5.5 seconds is less than a tenth",
         why="The wait is c / s. The picture and its wait together last c + c / s, so drawing takes s / (1 + s), which is below s.",
         wrong={
