@@ -177,14 +177,15 @@ def align_gradient(p: torch.Tensor, moment: torch.Tensor): # with a gradient; of
         p.grad = torch.empty_like(p, requires_grad=False).copy_(p.grad)
 
 
-def row_blocks(p: torch.Tensor, state: dict, size: int = 1024) -> Iterator[tuple]: # a table with an aligned sparse gradient; its moments; rows
+def row_blocks(p: torch.Tensor, state: dict, size: int = 2048) -> Iterator[tuple]: # a table with an aligned sparse gradient; its moments; rows
     "Blocks of rows, each with its gradient made dense and its moments: a little memory at a time, which stays in the processor's cache."
-    rows, starts = p.grad.indices()[0], range(0, len(p), size)
+    rows, starts, gradient = p.grad.indices()[0], range(0, len(p), size), torch.zeros_like(p[:size])
     edges = torch.searchsorted(rows, torch.tensor([*starts, len(p)], device=p.device)).tolist()
     for start, first, end in zip(starts, edges, edges[1:]):
-        block = slice(start, start + size)
-        gradient = torch.zeros_like(p[block]).index_copy_(0, rows[first:end] - start, p.grad.values()[first:end])
-        yield p[block], gradient, {name: value[block] if value.ndim else value for name, value in state.items()}
+        block, used = slice(start, start + size), rows[first:end] - start
+        gradient[used] = p.grad.values()[first:end]
+        yield p[block], gradient[:len(p) - start], {name: value[block] if value.ndim else value for name, value in state.items()}
+        gradient[used] = 0 # the next block gets the same memory
 
 # %% ../nbs/15_optimizers.ipynb #c97bd34c
 class AdamW(Adam):
@@ -219,8 +220,7 @@ class AdamW(Adam):
         for group in self.param_groups:
             dense, sparse = ([p for p in with_gradient(group["params"]) if p.grad.is_sparse == wanted] for wanted in (False, True))
             steps = [self.state[p]["step"] for p in dense + sparse]
-            if steps:
-                torch._foreach_add_(steps, finite)
+            steps and torch._foreach_add_(steps, finite)
             for dtype in {p.dtype for p in dense}:
                 self.update(group, [(p, p.grad, self.state[p]) for p in dense if p.dtype == dtype], shrink, finite)
             for block in (block for p in sparse for block in row_blocks(p, self.state[p])):
