@@ -25,6 +25,7 @@ from fmtut.distributed import engine, large_tables
 from fmtut.optimizers import Schedule, linear_warmup
 from fmtut.training import Recipe, Trainer, make_optimizer
 
+
 class Setting(NamedTuple):
     "How to measure."
 
@@ -103,6 +104,7 @@ def optimizer_in_loop(setting: Setting) -> list[dict]:
     theirs = torch.optim.AdamW([{key: group[key] for key in ("params", "weight_decay")} for group in ours.param_groups], lr=5e-5, fused=True)
     loader = iter(training_batches(make_sentences(work.sentences, work.vocabulary, seed=0), work.batch_size, seed=0))
     valid, clipped, times = torch.tensor(True, device=where), [], []
+    tables = large_tables(model).values() if where == "cpu" else []
 
     def step_theirs():
         clipped.append(torch.nn.utils.clip_grad_norm_(parameters, 1.0) > 1)
@@ -110,7 +112,7 @@ def optimizer_in_loop(setting: Setting) -> list[dict]:
 
     for step in range(4 * (min(setting.rounds, 10) * (1 if size_flag(setting.work) else 2) + 1)):
         mine = step % 4 in (0, 3)
-        for table in large_tables(model).values() if where == "cpu" else []:
+        for table in tables:
             table.sparse = mine # as `Distributed` has it
         loss, _ = token_loss(model, to_device(next(loader), torch.device(where)))
         loss.backward()

@@ -204,14 +204,14 @@ def only_writer(path: str | Path): # of the lock file; its folder is made
 class Checkpoint(Callback):
     "Saves a run while it goes on: after each epoch, every so many steps, at each new best score, and on SIGINT and SIGTERM."
 
-    order = 50
+    order, trainer, signal = 50, None, None # of the run; the number of one that came
 
     def __init__(self, folder: str | Path, every: int | None = None, keep: int = 2, # of this run; steps between saves, None for epochs only; newest that stay, beside the best
                  resume: bool = False, identity: dict | None = None): # go on with what is there; what must not change, as labels or a hash of the data
         if keep < 1 or every is not None and every < 1:
             raise ValueError(f"every is {every}, keep is {keep}; give whole numbers of at least 1")
-        self.folder, self.every, self.keep, self.resume, self.signal = Path(folder).expanduser(), every, keep, resume, None
-        self.identity, self.trainer, self.opened, self.handlers = json.loads(json.dumps(identity or {})), None, ExitStack(), ExitStack() # both are closed when the run ends, the handlers at the first signal
+        self.folder, self.every, self.keep, self.resume, self.identity = Path(folder).expanduser(), every, keep, resume, json.loads(json.dumps(identity or {}))
+        self.opened, self.handlers = ExitStack(), ExitStack() # both are closed when the run ends, the handlers at the first signal
 
     def before_fit(self, trainer: Trainer):
         "Takes the folder, loads what is there if that is wanted, and catches signals from now on."

@@ -295,25 +295,24 @@ def checkpoint_folder(args):
 def forget_run(folder):
     "Removes the checkpoints in a folder, and nothing else; `CheckpointError` while a run is at work there."
     from fmtut.checkpoints import NAMES, only_writer
-    from fmtut.distributed import is_main
 
-    if is_main():
-        with only_writer(folder / "lock"):
-            for path in folder.glob(NAMES):
-                shutil.rmtree(path)
+    with only_writer(folder / "lock"):
+        for path in folder.glob(NAMES):
+            shutil.rmtree(path)
 
 
 def checkpoint_callbacks(args, tokenizer, splits):
     "The `Checkpoint` that the flags ask for; an unfinished run is never mixed with a new one, and never forgotten without being asked."
     from fmtut.checkpoints import NAMES
-    from fmtut.distributed import RankCheckpoint
+    from fmtut.distributed import RankCheckpoint, is_main
     from fmtut.ner import identity
 
     folder = checkpoint_folder(args)
     if not args.resume and any(folder.glob(NAMES)):
         if not args.overwrite:
             raise RunError(f"{folder}: holds an unfinished run; give --resume to go on with it, or --overwrite to forget it")
-        forget_run(folder)
+        if is_main():
+            forget_run(folder)
     if args.checkpoint_every == 0:
         return []
     unchanged = identity(tokenizer, {name: splits[name] for name in ("train", "dev")})

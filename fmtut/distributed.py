@@ -125,14 +125,14 @@ def average_rows(gradient: torch.Tensor) -> torch.Tensor: # of a table; sparse a
 
 # %% ../nbs/25_distributed.ipynb #154cd05f
 class Distributed(Accumulate):
-    "Each process computes its rows of every batch; loss, gradients and weights are those of one process with all rows. Alone it is `Accumulate`."
+    "Each process computes its rows of every batch; loss, gradients and weights are those of one process with all rows. Alone it is `Accumulate`, with sparse gradients of large tables."
 
     def __init__(self, micro_batches: int = 1, cpu_positions: int | None = None, **ddp): # of a process's rows; if alone; for DistributedDataParallel
         super().__init__(micro_batches, cpu_positions)
         self.ddp, self.wrapped, self.tables = {"gradient_as_bucket_view": True} | ddp, None, {}
 
     def before_fit(self, trainer: Trainer):
-        "Wraps model and loss, seeds each process in its own way, and lets rank 0's scores count everywhere."
+        "Asks large tables for sparse gradients; together with others wraps model and loss, seeds each process in its own way, and lets rank 0's scores count."
         super().before_fit(trainer)
         self.stop, self.want_stop, self.waiting = False, False, []
         module = WithLoss(trainer.model, trainer.loss)

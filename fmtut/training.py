@@ -155,7 +155,7 @@ class Stepper:
         self.callbacks = sorted(callbacks, key=lambda callback: callback.order)
         self.optimizer, self.total_steps = make_optimizer(model, recipe), len(batches) * recipe.epochs
         kinds = [type(callback).__name__ for callback in self.callbacks]
-        self.names = [f"{kind}{kinds[:i].count(kind) or ''}" for i, kind in enumerate(kinds)] # of callbacks in the state; the second Mean is Mean1
+        self.names = [kind + "." * kinds[:i].count(kind) for i, kind in enumerate(kinds)] # of callbacks in the state; the second Mean is "Mean."
         self.schedule = Schedule(self.optimizer, lambda step: linear_warmup(step, self.total_steps, recipe.warmup))
         self.stopping, self.history, self.undo, self.waiting = EarlyStopping(recipe.patience), History(), ExitStack(), []
         self.device, self.with_buffers = next(model.parameters()).device, [module for module in model.modules() if any(True for _ in module.buffers(recurse=False))]

@@ -765,12 +765,10 @@ def test_kill_at_random_moments(runs, expected, tmp_path):
 
 
 def test_a_signal_does_not_hide_an_error(tmp_path):
-    def fail(trainer):
-        signal.raise_signal(signal.SIGINT)
-        raise ValueError("bad label in example 17")
-
     class Fail(Callback):
-        before_step = lambda self, trainer: fail(trainer)
+        def before_step(self, trainer):
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError("bad label in example 17")
 
     with pytest.raises(ValueError, match="example 17"):
         started(Checkpoint(tmp_path), Fail())

@@ -163,13 +163,13 @@ def test_clip_gradients_equals_torch():
 
 @pytest.mark.parametrize("max_norm", [0.05, math.inf])
 def test_a_sparse_gradient_gives_the_steps_of_a_dense_one(max_norm):
-    "A table of 2,500 rows, three blocks; rows are used twice, once, never, in all three and in one only."
+    "A table of 5,000 rows, three blocks; rows at their borders, used twice, once, never, in all blocks and in one only."
     torch.manual_seed(0)
-    dense = torch.nn.ModuleList([torch.nn.Embedding(2500, 6), torch.nn.Linear(6, 3)])
+    dense = torch.nn.ModuleList([torch.nn.Embedding(5000, 6), torch.nn.Linear(6, 3)])
     sparse = deepcopy(dense)
     sparse[0].sparse = True
     optimizers = [AdamW([{"params": net[0].parameters(), "weight_decay": 0.3}, {"params": net[1].parameters()}], lr=0.05) for net in (dense, sparse)]
-    for ids in ([3, 3, 1023, 1024, 2499], [1500], [0, 3, 2499, 1500], [7, 7, 7]):
+    for ids in ([3, 3, 2047, 2048, 4095, 4096, 4999], [3000], [0, 3, 4999, 3000], [7, 7, 7]):
         norms = []
         for net, optimizer in zip((dense, sparse), optimizers):
             optimizer.zero_grad()

@@ -669,8 +669,10 @@ def test_two_callbacks_of_a_class_keep_their_own_states():
     def trainer(*callbacks):
         return Trainer(nn.Linear(2, 1), lambda model, batch: (model(batch).square().mean(), len(batch)), [torch.ones(3, 2)] * 5, Recipe(epochs=1), callbacks)
 
-    first = [Mean(0.1), Mean(0.9)]
+    class Mean1(Mean): "Its name is that of no other callback's state."
+
+    first = [Mean(0.1), Mean(0.9), Mean1(0.5)]
     (run := trainer(*first)).fit()
-    second = [Mean(0.1), Mean(0.9)]
+    second = [Mean(0.1), Mean(0.9), Mean1(0.5)]
     trainer(*second).load_state_dict(run.state_dict())
     assert [mean.value for mean in second] == [mean.value for mean in first] and first[0].value != first[1].value
